@@ -1,0 +1,11 @@
+"""The base of every configuration section: immutable, and an unknown key is an error."""
+
+from __future__ import annotations
+
+from pydantic import BaseModel, ConfigDict
+
+
+class Section(BaseModel):
+    """One mapping of the project YAML. Field descriptions are the only copy: CLI, forms and docs read them here."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=False, allow_inf_nan=False)

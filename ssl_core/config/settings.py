@@ -1,0 +1,78 @@
+"""Platform settings: where things lie. Environment variables only, the same for every project."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from pydantic import Field, field_validator
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+# What a job may see of its parent's environment. Everything else (and every secret not named here) stays outside.
+_PUBLIC = ("SSL_", "MLFLOW_TRACKING_URI", "MLFLOW_S3_ENDPOINT_URL", "AWS_DEFAULT_REGION", "AWS_REGION", "AWS_ENDPOINT_URL")
+_SECRET = (
+    "MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD", "MLFLOW_TRACKING_TOKEN",
+    "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN",
+)
+
+
+class Settings(BaseSettings):
+    """``SSL_*`` environment variables (and ``MLFLOW_TRACKING_URI``)."""
+
+    model_config = SettingsConfigDict(env_prefix="SSL_", frozen=True, extra="ignore")
+
+    home: Path = Field(default=Path(".ssl"), description="Platform home: store, data repository, cache and MLflow live here unless set")
+    projects_dir: Path = Field(default=Path("projects"), description="Folder of project files")
+    store: str = Field(default="", description="file:// or s3:// root of step outputs; default <home>/store")
+    cache_dir: Path | None = Field(default=None, description="Content-addressed cache; default <home>/cache")
+    cache_limit_gb: float = Field(default=20.0, gt=0, description="Cache size that `ssl-core gc` trims to")
+    data_repo: str = Field(default="", description="Git URL of the data repository; default a bare one in <home>/data.git")
+    dvc_remote: str = Field(default="", description="DVC remote of the data repository; default <home>/dvc-remote")
+    mlflow_tracking_uri: str = Field(default="", validation_alias="MLFLOW_TRACKING_URI", description="MLflow server; default: a local one is started")
+    mlflow_port: int = Field(default=5000, ge=1, le=65_535, description="Port of the local MLflow server")
+    public_mlflow_url: str = Field(default="", description="MLflow's address for browser links, where it differs")
+
+    @field_validator("home", "projects_dir", "cache_dir")
+    @classmethod
+    def _absolute(cls, value: Path | None) -> Path | None:
+        return value.expanduser().absolute() if value else value
+
+    # Defaults are validated too, so that a relative home is fixed where the process started.
+    @property
+    def root(self) -> Path:
+        return self.home.expanduser().absolute()
+
+    @property
+    def store_url(self) -> str:
+        return self.store or (self.root / "store").as_uri()
+
+    @property
+    def cache(self) -> Path:
+        return self.cache_dir or self.root / "cache"
+
+    @property
+    def data_repo_url(self) -> str:
+        return self.data_repo or str(self.root / "data.git")
+
+    @property
+    def dvc_remote_url(self) -> str:
+        return self.dvc_remote or str(self.root / "dvc-remote")
+
+    @property
+    def local_mlflow_url(self) -> str:
+        return f"http://127.0.0.1:{self.mlflow_port}"
+
+    @property
+    def tracking_url(self) -> str:
+        return self.mlflow_tracking_uri or self.local_mlflow_url
+
+    @property
+    def browser_mlflow_url(self) -> str:
+        return (self.public_mlflow_url or self.tracking_url).rstrip("/")
+
+    def job_environment(self) -> tuple[dict[str, str], dict[str, str]]:
+        """What a job's process gets: ``(public, secret)``. Secrets never enter labels, XCom, logs or images."""
+        public = {k: v for k, v in os.environ.items() if k.startswith(_PUBLIC) and not k.startswith("SSL_STEP_")}
+        public |= {"SSL_HOME": str(self.root), "SSL_STORE": self.store_url, "MLFLOW_TRACKING_URI": self.tracking_url}
+        secret = {k: os.environ[k] for k in _SECRET if k in os.environ}
+        return public, secret

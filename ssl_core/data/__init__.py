@@ -1,0 +1,1 @@
+"""From raw files to immutable dataset versions, and back to arrays."""

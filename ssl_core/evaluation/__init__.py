@@ -1,0 +1,1 @@
+"""Predictions, metrics, and whether pretraining helped."""

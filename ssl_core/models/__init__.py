@@ -1,0 +1,1 @@
+"""Encoders, heads and probes: networks and what is fitted on their embeddings."""

@@ -1,0 +1,170 @@
+"""The step table. Everything that orders steps (`ssl-core run`, Airflow, dvc.yaml) reads this and nothing else.
+
+A step is a row: the artifacts it takes and makes, the configuration it reads (its cache key), and its function as a
+string, so that importing the table imports no machine learning.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from ssl_core.config.project import ProjectConfig
+from ssl_core.contracts import Ref
+
+
+@dataclass(frozen=True)
+class Step:
+    """One row of the table."""
+
+    name: str
+    template: str
+    """The DAG template that holds it: ingest, pretrain or finetune (resolve opens each of them)."""
+    function: str
+    """``module:function``, called as ``function(ctx: StepContext) -> StepOutput``."""
+    inputs: tuple[str, ...] = ()
+    outputs: tuple[str, ...] = ()
+    config: tuple[str, ...] = ()
+    """Dotted paths of the configuration it reads; ``-path`` leaves a part out. Nothing else reaches its key."""
+    cached: bool = True
+    """Asked again with the same key, its record is returned."""
+    fingerprint: str = ""
+    """``module:function(project) -> str`` of what it reads outside the configuration, for its key."""
+    needs_labels: bool = False
+    """Skipped where the dataset has no labels."""
+    pool: str = ""
+    """What it must not share: ``gpu`` or ``data-repo``."""
+    verify: str = ""
+    """``module:function(result, settings) -> bool``: whether a cached result still holds outside the store."""
+
+
+STEPS: tuple[Step, ...] = (
+    Step(
+        "resolve", "", "ssl_core.registry.resolve:run",
+        outputs=("config",), config=("*",), cached=False,
+    ),
+    Step(
+        "ingest", "ingest", "ssl_core.data.ingest:run",
+        outputs=("candidate",), config=("name", "modality", "data"),
+        fingerprint="ssl_core.data.ingest:fingerprint", verify="ssl_core.data.ingest:still_there", pool="data-repo",
+    ),
+    Step(
+        "validate", "ingest", "ssl_core.validation.validate:run",
+        inputs=("candidate",), outputs=("validation",), config=("name", "modality", "validation"),
+        fingerprint="ssl_core.validation.validate:fingerprint",
+    ),
+    Step(
+        "publish", "ingest", "ssl_core.data.publish:run",
+        inputs=("candidate", "validation"), outputs=("dataset",), config=("name",), cached=False, pool="data-repo",
+    ),
+    Step(
+        "pretrain", "pretrain", "ssl_core.training.pretrain:run",
+        inputs=("dataset",), outputs=("encoder",),
+        config=(
+            "name", "modality", "data.image_size", "data.channels", "encoder", "objective",
+            "pretrain", "-pretrain.when", "-pretrain.checkpoint_seconds",
+        ),
+        pool="gpu",
+    ),
+    Step(
+        "register-encoder", "pretrain", "ssl_core.registry.register:register_encoder",
+        inputs=("dataset", "encoder"), outputs=("registered_encoder",), config=("name", "modality"),
+        verify="ssl_core.registry.register:still_registered",
+    ),
+    Step(
+        "finetune", "finetune", "ssl_core.training.finetune:run",
+        inputs=("dataset", "registered_encoder"), outputs=("model",),
+        config=("name", "modality", "task", "pretrain.precision", "pretrain.device", "pretrain.threads"),
+        needs_labels=True, pool="gpu",
+    ),
+    Step(
+        "evaluate", "finetune", "ssl_core.evaluation.evaluate:run",
+        inputs=("dataset", "registered_encoder", "model"), outputs=("evaluation",),
+        config=(
+            "name", "modality", "task", "evaluate",
+            "pretrain.precision", "pretrain.device", "pretrain.threads", "pretrain.seed",
+        ),
+        needs_labels=True, pool="gpu",
+    ),
+    Step(
+        "register", "finetune", "ssl_core.registry.register:register_model",
+        inputs=("dataset", "registered_encoder", "model", "evaluation"), outputs=("registered_model",),
+        config=("name", "modality", "description", "owner", "task"), needs_labels=True,
+        verify="ssl_core.registry.register:still_registered",
+    ),
+    Step(
+        "gate", "finetune", "ssl_core.registry.gate:run",
+        inputs=("dataset", "registered_encoder", "registered_model", "evaluation"), outputs=("gate_report",),
+        config=("name", "task", "evaluate", "promotion"), cached=False, needs_labels=True,
+    ),
+    Step(
+        "promote", "finetune", "ssl_core.registry.promote:run",
+        inputs=("registered_encoder", "registered_model", "gate_report"), outputs=("promotion",),
+        config=("name",), cached=False, needs_labels=True,
+    ),
+)
+
+_BY_NAME = {step.name: step for step in STEPS}
+
+
+def get_step(name: str) -> Step:
+    """The row called ``name``; ``KeyError`` where there is none."""
+    return _BY_NAME[name]
+
+
+def producer(artifact: str) -> Step:
+    """The step that makes ``artifact``."""
+    return next(step for step in STEPS if artifact in step.outputs)
+
+
+def config_slice(project: ProjectConfig, paths: tuple[str, ...]) -> dict[str, Any]:
+    """The part of the configuration that ``paths`` name, as plain JSON values."""
+    whole = project.model_dump(mode="json")
+    if "*" in paths:
+        return whole
+    chosen: dict[str, Any] = {}
+    for path in (p for p in paths if not p.startswith("-")):
+        value: Any = whole
+        for part in path.split("."):
+            value = value[part]
+        chosen[path] = value
+    for path in (p[1:] for p in paths if p.startswith("-")):
+        section, _, leaf = path.rpartition(".")
+        chosen[section] = {k: v for k, v in chosen[section].items() if k != leaf}
+    return chosen
+
+
+def digest(value: object) -> str:
+    """SHA-256 of a JSON value, independent of the order of keys."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+
+
+def recipe_digest(project: ProjectConfig, step: str) -> str:
+    """What a step's configuration amounts to, without its inputs and without the code: names a recipe."""
+    return digest(config_slice(project, get_step(step).config))
+
+
+@cache
+def source_digest() -> str:
+    """SHA-256 over the package's own source files: other code, other key."""
+    root = Path(__file__).parent
+    files = sorted(p for p in root.rglob("*") if p.is_file() and p.suffix in {".py", ".json", ".html"})
+    return digest([[p.relative_to(root).as_posix(), hashlib.sha256(p.read_bytes()).hexdigest()] for p in files])
+
+
+def step_key(step: Step, project: ProjectConfig, inputs: Mapping[str, Ref], *, extra: str = "") -> str:
+    """The key under which a step's outputs lie: configuration slice, input digests, source hash and ``extra``."""
+    return digest(
+        {
+            "step": step.name,
+            "config": config_slice(project, step.config),
+            "inputs": {name: inputs[name].sha256 for name in step.inputs if name in inputs},
+            "source": source_digest(),
+            "extra": extra,
+        }
+    )

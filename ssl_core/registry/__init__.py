@@ -1,0 +1,1 @@
+"""MLflow tracking and registry, the gate, the ledger and promotion."""

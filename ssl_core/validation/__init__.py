@@ -1,0 +1,1 @@
+"""Great Expectations behind one small interface."""
