@@ -1,0 +1,8 @@
+"""The command group."""
+
+import click
+
+
+@click.group()
+def main() -> None:
+    """Self-supervised learning from raw files to a registered champion."""
