@@ -1,0 +1,246 @@
+"""The local MLflow server: started on loopback when no other is configured, shared by all runs of one platform home.
+
+One worker and no job runner: 2 processes and about 370 MB, where MLflow's default is 15 processes and 2.4 GB.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+
+from ssl_core.config.settings import Settings
+from ssl_core.errors import TryAgain, UserError
+from ssl_core.registry.client import check_reachable, get
+
+_START_SECONDS = 120.0
+_STOP_SECONDS = 15.0
+_SERVER_ENVIRONMENT = {
+    "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "DO_NOT_TRACK": "true",
+    "PYTHONUNBUFFERED": "1",
+}
+
+
+@dataclass(frozen=True)
+class ServerStatus:
+    """``managed``: whether this platform home started it. ``pid`` is None where it does not run or is not ours."""
+
+    url: str
+    managed: bool
+    running: bool
+    healthy: bool
+    pid: int | None
+    log: Path | None
+
+
+@dataclass(frozen=True)
+class _Ours:
+    """What the pid file says. A pid alone may be another process by now, so the start time counts as well."""
+
+    pid: int
+    started: float
+    port: int
+
+    def process(self) -> psutil.Process | None:
+        try:
+            process = psutil.Process(self.pid)
+            same = abs(process.create_time() - self.started) < 1 and process.status() != psutil.STATUS_ZOMBIE
+        except psutil.Error:
+            return None
+        return process if same else None
+
+
+def _folder(settings: Settings) -> Path:
+    return settings.root / "mlflow"
+
+
+def log_path(settings: Settings) -> Path:
+    """Where the local server's output goes."""
+    return _folder(settings) / "server.log"
+
+
+def _read_pid_file(settings: Settings) -> _Ours | None:
+    """The server this home started, if it still runs."""
+    try:
+        ours = _Ours(**json.loads((_folder(settings) / "server.json").read_text()))
+    except (OSError, ValueError, TypeError):
+        return None
+    return ours if ours.process() else None
+
+
+@contextmanager
+def _lock(settings: Settings) -> Iterator[None]:
+    folder = _folder(settings)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        file = (folder / "server.lock").open("w")
+    except OSError as error:
+        raise UserError(f"cannot write here: {error.strerror}", place=str(folder), next_step="set SSL_HOME to a writable folder") from error
+    with file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def _port_taken(port: int) -> bool:
+    with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("127.0.0.1", port))
+        except OSError:
+            return True
+    return False
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def _foreign(settings: Settings) -> UserError:
+    version = get(f"{settings.local_mlflow_url}/version")
+    is_mlflow = version is not None and version[0] == 200 and version[1].count(".") == 2
+    what = f"an MLflow server ({version[1].strip()}) that was not started from {settings.root}" if version and is_mlflow else "another program"
+    use_it = f" To use that server: export MLFLOW_TRACKING_URI={settings.local_mlflow_url}" if is_mlflow else ""
+    return UserError(
+        f"port {settings.mlflow_port} is taken by {what}", place="SSL_MLFLOW_PORT",
+        next_step=f"choose a free port, for example: export SSL_MLFLOW_PORT={_free_port()}.{use_it}",
+    )
+
+
+def start_server(settings: Settings, note: Callable[[str], None] | None = None) -> str:
+    """Starts the local server unless it runs or ``MLFLOW_TRACKING_URI`` names another; does not wait. Returns its URL.
+
+    The caller goes on with its imports and calls ``wait_for_server`` before the first request. Two callers at once
+    start one server. Raises ``UserError`` where something else has the port.
+    """
+    if settings.mlflow_tracking_uri:
+        return settings.tracking_url
+    with _lock(settings):
+        ours = _read_pid_file(settings)
+        if ours is not None and ours.port == settings.mlflow_port:
+            return settings.local_mlflow_url
+        if ours is not None:
+            raise UserError(
+                f"the MLflow server of {settings.root} runs on port {ours.port}, not {settings.mlflow_port}", place="SSL_MLFLOW_PORT",
+                next_step=f"export SSL_MLFLOW_PORT={ours.port} to go on with it, or stop it first: SSL_MLFLOW_PORT={ours.port} ssl-core mlflow stop",
+            )
+        if _port_taken(settings.mlflow_port):
+            raise _foreign(settings)
+        pid = _spawn(settings)
+        if note:
+            note(f"MLflow server: {settings.local_mlflow_url} (process {pid}, log {log_path(settings)}; stop it with `ssl-core mlflow stop`)")
+    return settings.local_mlflow_url
+
+
+def _spawn(settings: Settings) -> int:
+    folder = _folder(settings)
+    artifacts = folder / "artifacts"
+    artifacts.mkdir(exist_ok=True)
+    command = [
+        sys.executable, "-m", "mlflow", "server",
+        "--backend-store-uri", f"sqlite:///{folder / 'mlflow.db'}",
+        "--artifacts-destination", str(artifacts),
+        "--host", "127.0.0.1", "--port", str(settings.mlflow_port), "--workers", "1",
+        "--uvicorn-opts", "--log-level warning",  # an access log would grow without end
+    ]  # fmt: skip
+    environment = {k: v for k, v in os.environ.items() if not k.startswith("MLFLOW_")} | _SERVER_ENVIRONMENT
+    # MLflow starts uvicorn through the shell's search path.
+    environment["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{environment.get('PATH', os.defpath)}"
+    with log_path(settings).open("ab") as log:
+        process = subprocess.Popen(
+            command, cwd=folder, env=environment, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
+        )
+    record = {"pid": process.pid, "started": psutil.Process(process.pid).create_time(), "port": settings.mlflow_port}
+    temporary = folder / ".server.json"
+    temporary.write_text(json.dumps(record))
+    temporary.replace(folder / "server.json")
+    return process.pid
+
+
+def wait_for_server(settings: Settings, timeout: float = _START_SECONDS) -> str:
+    """Waits until the server answers and returns its URL; ``TryAgain`` with the log's place where it does not."""
+    if settings.mlflow_tracking_uri:
+        check_reachable(settings)
+        return settings.tracking_url
+    url = settings.local_mlflow_url
+    deadline = time.monotonic() + timeout
+    while True:
+        answer = get(f"{url}/health", timeout=2)
+        ours = _read_pid_file(settings)
+        if ours is not None and answer is not None and answer[0] == 200:
+            return url
+        if ours is None:
+            if _port_taken(settings.mlflow_port):
+                raise _foreign(settings)
+            raise TryAgain(f"the local MLflow server ended while starting: {_last_words(settings)}", place=str(log_path(settings)), next_step="read the log, then run again")
+        if time.monotonic() > deadline:
+            raise TryAgain(f"the local MLflow server did not answer within {timeout:.0f} s", place=f"{url}, log {log_path(settings)}", next_step="ssl-core mlflow stop, then run again")
+        time.sleep(0.1)
+
+
+def _last_words(settings: Settings) -> str:
+    try:
+        lines = log_path(settings).read_text(errors="replace").strip().splitlines()
+    except OSError:
+        return "no log"
+    return lines[-1][:300] if lines else "nothing in its log"
+
+
+def ensure_server(settings: Settings, note: Callable[[str], None] | None = None) -> str:
+    """The address of an MLflow server that answers: the configured one, or the local one, started if need be.
+
+    Raises ``UserError`` where the port is taken, ``TryAgain`` where the server does not answer.
+    """
+    start_server(settings, note)
+    return wait_for_server(settings)
+
+
+def server_status(settings: Settings) -> ServerStatus:
+    """Whether a server runs and answers."""
+    answer = get(f"{settings.tracking_url.rstrip('/')}/health", timeout=2) if settings.tracking_url.startswith("http") else None
+    healthy = answer is not None and answer[0] == 200
+    if settings.mlflow_tracking_uri:
+        return ServerStatus(settings.tracking_url, managed=False, running=healthy, healthy=healthy, pid=None, log=None)
+    ours = _read_pid_file(settings)
+    return ServerStatus(
+        settings.tracking_url, managed=True, running=ours is not None, healthy=healthy and ours is not None,
+        pid=ours.pid if ours else None, log=log_path(settings),
+    )  # fmt: skip
+
+
+def stop_server(settings: Settings) -> bool:
+    """Stops the server this home started, with its workers; False where none ran. Other processes are never touched."""
+    with _lock(settings):
+        ours = _read_pid_file(settings)
+        process = ours.process() if ours else None
+        if ours is not None and process is not None:
+            members = [process, *process.children(recursive=True)]
+            _signal_group(ours.pid, signal.SIGTERM)
+            _, alive = psutil.wait_procs(members, timeout=_STOP_SECONDS)
+            if alive:
+                _signal_group(ours.pid, signal.SIGKILL)
+                psutil.wait_procs(alive, timeout=_STOP_SECONDS)
+        (_folder(settings) / "server.json").unlink(missing_ok=True)
+        return process is not None
+
+
+def _signal_group(pid: int, number: int) -> None:
+    # It was started as the leader of a session of its own, so its group is its pid.
+    try:
+        os.killpg(pid, number)
+    except ProcessLookupError:
+        return
