@@ -46,6 +46,8 @@ class CheckFailed(StepError):
     def __init__(self, cause: str, *, place: str = "", next_step: str = "", output: Any = None) -> None:
         super().__init__(cause, place=place, next_step=next_step)
         self.output = output
+        self.result: Any = None
+        """The published ``StepResult``, set by the executor."""
 
 
 class TryAgain(StepError):

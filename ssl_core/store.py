@@ -50,12 +50,20 @@ def storage_errors(place: str) -> Iterator[None]:
         yield
     except OSError as error:
         if error.errno == errno.ENOSPC:
-            raise TryAgain("no space left on the device; nothing was published", place=place, next_step="free some space (ssl-core gc --apply) and run again") from error
+            raise TryAgain(
+                "no space left on the device; nothing was published",
+                place=place,
+                next_step="free some space (ssl-core gc --apply) and run again",
+            ) from error
         if error.errno in (errno.EACCES, errno.EROFS, errno.EPERM):
-            raise TryAgain(f"not writable: {error.strerror}", place=place, next_step="check the rights of this folder") from error
+            raise TryAgain(
+                f"not writable: {error.strerror}", place=place, next_step="check the rights of this folder"
+            ) from error
         if isinstance(error, FileNotFoundError):
             raise
-        raise TryAgain(f"storage failed: {error}", place=place, next_step="run again once the storage answers") from error
+        raise TryAgain(
+            f"storage failed: {error}", place=place, next_step="run again once the storage answers"
+        ) from error
 
 
 class Store:
@@ -125,7 +133,7 @@ class Store:
                 return
             target = Path(path)
             target.parent.mkdir(parents=True, exist_ok=True)
-            os.replace(self._write_temporary(target, data), target)
+            self._write_temporary(target, data).replace(target)
 
     def remove(self, uri: str) -> None:
         """Removes a file or folder; nothing there is fine."""
@@ -195,17 +203,27 @@ class Store:
         if isinstance(ref, DatasetRef):
             raise TypeError("datasets are read by content address: ssl_core.data.reader.fetch")
         assert isinstance(ref, ArtifactRef | ModelRef)
-        local = Path(self.path(ref.uri)) if self.is_local else self.cache / "artifacts" / ref.sha256 / Path(ref.uri).name
+        local = (
+            Path(self.path(ref.uri)) if self.is_local else self.cache / "artifacts" / ref.sha256 / Path(ref.uri).name
+        )
         if not self.is_local and not local.exists():
             temporary = local.with_name(f".{local.name}.{uuid.uuid4().hex}")
             with storage_errors(self.path(ref.uri)):
                 temporary.parent.mkdir(parents=True, exist_ok=True)
                 self.fs.get(self.path(ref.uri), str(temporary), recursive=True)
-                os.replace(temporary, local)
+                temporary.replace(local)
         if not local.exists():
-            raise TryAgain("an artifact is missing from the store", place=self.path(ref.uri), next_step="run the step that made it again: " + ref.producer)
+            raise TryAgain(
+                "an artifact is missing from the store",
+                place=self.path(ref.uri),
+                next_step="run the step that made it again: " + ref.producer,
+            )
         if path_sha256(local) != ref.sha256:
-            raise TryAgain("an artifact differs from its digest", place=str(local), next_step="remove its folder and run the step that made it again: " + ref.producer)
+            raise TryAgain(
+                "an artifact differs from its digest",
+                place=str(local),
+                next_step="remove its folder and run the step that made it again: " + ref.producer,
+            )
         return local
 
     def checkpoints(self, project: str, step: str, key: str) -> Checkpoints:

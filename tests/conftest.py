@@ -51,14 +51,26 @@ def make_context(tmp_path: Path, settings: Settings) -> Callable[..., StepContex
     """``make_context(project, step="pretrain", inputs={...})``: a step context on this test's own store."""
 
     def make(
-        project: ProjectConfig, *, step: str = "ingest", key: str = "k", inputs: dict[str, Ref] | None = None, **more: Any
+        project: ProjectConfig,
+        *,
+        step: str = "ingest",
+        key: str = "k",
+        inputs: dict[str, Ref] | None = None,
+        **more: Any,
     ) -> StepContext:
         store = Store(settings.store_url, settings.cache)
         out = tmp_path / "out" / step / key
         out.mkdir(parents=True, exist_ok=True)
         return StepContext(
-            project=project, settings=settings, inputs=inputs or {}, run=RunContext(run_id="test"), key=key, out=out,
-            store=store, checkpoints=store.checkpoints(project.name, step, key), **more,
+            project=project,
+            settings=settings,
+            inputs=inputs or {},
+            run=RunContext(run_id="test"),
+            key=key,
+            out=out,
+            store=store,
+            checkpoints=store.checkpoints(project.name, step, key),
+            **more,
         )
 
     return make

@@ -1,8 +1,84 @@
-"""The command group."""
+"""The command group: lazy commands, quiet libraries, and errors without tracebacks."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+import warnings
+from importlib import import_module
+from typing import Any
 
 import click
 
+from ssl_core import __version__
+from ssl_core.errors import StepError
 
-@click.group()
+# A command's module is imported when the command is called: `ssl-core --help` loads none of them.
+_COMMANDS = {
+    "run": ("ssl_core.cli.run:run", "Take a project through every step, in this process."),
+    "report": ("ssl_core.cli.report:report", "Did pretraining help? The champion's evaluation."),
+    "init": ("ssl_core.cli.init:init", "Look at your data and write a first project file."),
+    "lint": ("ssl_core.cli.project:lint", "Check project files."),
+    "schema": ("ssl_core.cli.project:schema", "JSON Schema of the project file, for editors."),
+    "step": ("ssl_core.cli.step:step", "Do one step: spec in SSL_STEP_SPEC, result to SSL_RESULT_PATH."),
+    "promote": ("ssl_core.cli.promote:promote", "Approve or decline what the gate left to a person."),
+    "gc": ("ssl_core.cli.gc:gc", "Remove old checkpoints, cache and unpublished candidates."),
+    "mlflow": ("ssl_core.cli.mlflow:mlflow", "Start, stop or look at the local MLflow server."),
+}
+
+
+class Commands(click.Group):
+    """A group that imports a command when it is called, and turns known errors into exit codes."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(_COMMANDS)
+
+    def get_command(self, ctx: click.Context, name: str) -> click.Command | None:
+        if name not in _COMMANDS:
+            return None
+        module, attribute = _COMMANDS[name][0].split(":")
+        command: click.Command = getattr(import_module(module), attribute)
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, text) for name, (_, text) in _COMMANDS.items()])
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except StepError as error:
+            click.secho(f"{_KINDS.get(error.exit_code, 'failed')}: {error}", fg="red", err=True)
+            sys.exit(error.exit_code)
+        except KeyboardInterrupt:
+            click.secho("stopped; nothing half-written is left, the same command goes on", fg="yellow", err=True)
+            sys.exit(130)
+        except BrokenPipeError:
+            # The reader of a pipe (head, less) left: not an error, and nothing more may be written at exit.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            sys.exit(0)
+
+
+_KINDS = {2: "error", 3: "check failed", 75: "try again"}
+
+
+@click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="ssl-core")
 def main() -> None:
     """Self-supervised learning from raw files to a registered champion."""
+    quiet_libraries()
+
+
+def quiet_libraries() -> None:
+    """No telemetry and no chatter: what a person reads is ours."""
+    for name in ("MLFLOW_DISABLE_TELEMETRY", "DO_NOT_TRACK", "DVC_NO_ANALYTICS"):
+        os.environ.setdefault(name, "true")
+    os.environ.setdefault("GX_ANALYTICS_ENABLED", "false")
+    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
+    os.environ.setdefault("MPLBACKEND", "Agg")
+    if not sys.warnoptions:
+        warnings.simplefilter("ignore")
+    logging.basicConfig(level=logging.WARNING, format="%(message)s")
+    for noisy in ("mlflow", "great_expectations", "alembic", "botocore", "urllib3"):
+        logging.getLogger(noisy).setLevel(logging.ERROR)

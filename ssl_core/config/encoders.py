@@ -14,7 +14,9 @@ class ResNetConfig(Section):
 
     arch: Literal["resnet"] = "resnet"
     widths: tuple[int, ...] = Field(
-        default=(32, 64, 128), min_length=1, max_length=5,
+        default=(32, 64, 128),
+        min_length=1,
+        max_length=5,
         description="Channels of each stage; every stage after the first halves height and width",
     )
     blocks: int = Field(default=1, ge=1, le=8, description="Residual blocks per stage")

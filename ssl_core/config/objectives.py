@@ -24,9 +24,13 @@ class ImageAugmentConfig(Section):
     flip: bool = Field(default=False, description="Mirror left-right half of the time; off where handedness matters")
     brightness: float = Field(default=0.3, ge=0, le=1, description="Largest relative change of brightness")
     contrast: float = Field(default=0.3, ge=0, le=1, description="Largest relative change of contrast")
-    noise: float = Field(default=0.05, ge=0, le=1, description="Largest standard deviation of added noise (images in 0..1)")
+    noise: float = Field(
+        default=0.05, ge=0, le=1, description="Largest standard deviation of added noise (images in 0..1)"
+    )
     blur: float = Field(default=0.5, ge=0, le=1, description="Probability of a Gaussian blur")
-    cutout: float = Field(default=0.25, ge=0, le=0.9, description="Largest side of an erased square, as a share of the side")
+    cutout: float = Field(
+        default=0.25, ge=0, le=0.9, description="Largest side of an erased square, as a share of the side"
+    )
 
 
 class SimCLRConfig(Section):

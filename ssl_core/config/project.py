@@ -40,7 +40,8 @@ class DataConfig(Section):
         "sample://digits, sample://animals. A relative folder is taken from the project file's folder",
     )
     labels: str | None = Field(
-        default=None, description="CSV file with the columns file,label; default: labels.csv in the source, if there is one"
+        default=None,
+        description="CSV file with the columns file,label; default: labels.csv in the source, if there is one",
     )
     classes: tuple[str, ...] | None = Field(
         default=None, min_length=2, description="The classes that labels may name; default: those found"
@@ -48,13 +49,17 @@ class DataConfig(Section):
     image_size: int | Literal["auto"] = Field(
         default="auto", description="Side in pixels that encoders see (8 to 512); auto: the median side, at most 96"
     )
-    channels: Literal["auto", 1, 3] = Field(default="auto", description="1 grey, 3 colour; auto: 3 if any image has colour")
+    channels: Literal["auto", 1, 3] = Field(
+        default="auto", description="1 grey, 3 colour; auto: 3 if any image has colour"
+    )
     max_pixels: int = Field(default=50_000_000, ge=1, description="A larger image is quarantined, not decoded")
     min_side: int = Field(default=4, ge=1, description="An image with a shorter side is quarantined, pixels")
     max_quarantined: float = Field(
         default=0.02, ge=0, le=1, description="Largest share of unreadable files before ingest fails with exit code 3"
     )
-    near_duplicates: bool = Field(default=True, description="Find near-duplicates and keep each cluster on one side of the split")
+    near_duplicates: bool = Field(
+        default=True, description="Find near-duplicates and keep each cluster on one side of the split"
+    )
     split: SplitConfig = Field(default_factory=SplitConfig, description="Shares of train, val, test and vault")
 
     @field_validator("image_size")
@@ -76,7 +81,9 @@ class ExpectationConfig(Section):
     """One expectation in Great Expectations' own form."""
 
     type: str = Field(pattern=r"^expect_[a-z0-9_]+$", description="For example expect_column_values_to_be_between")
-    kwargs: dict[str, Any] = Field(default_factory=dict, description="Its arguments, for example {column: width, min_value: 16}")
+    kwargs: dict[str, Any] = Field(
+        default_factory=dict, description="Its arguments, for example {column: width, min_value: 16}"
+    )
     severity: Literal["critical", "warning", "info"] = Field(
         default="critical", description="Only a failing critical expectation stops the run"
     )
@@ -91,7 +98,8 @@ class ValidationConfig(Section):
         default=None, gt=0, description="The newest sample must have arrived within so many days; default: any age"
     )
     expectations: tuple[ExpectationConfig, ...] = Field(
-        default=(), description="Great Expectations suite over the manifest's columns, beside the floors that are always on"
+        default=(),
+        description="Great Expectations suite over the manifest's columns, beside the floors that are always on",
     )
 
 
@@ -99,15 +107,23 @@ class PretrainConfig(Section):
     """How the encoder is trained on the unlabeled training images."""
 
     epochs: int = Field(default=100, ge=1, le=100_000, description="Passes over the training images")
-    batch_size: int = Field(default=256, ge=2, le=65_536, description="Images a step, over all devices; each gives two views")
-    learning_rate: float = Field(default=2e-3, gt=0, le=100, description="Peak learning rate of AdamW, reached after the warm-up")
+    batch_size: int = Field(
+        default=256, ge=2, le=65_536, description="Images a step, over all devices; each gives two views"
+    )
+    learning_rate: float = Field(
+        default=2e-3, gt=0, le=100, description="Peak learning rate of AdamW, reached after the warm-up"
+    )
     weight_decay: float = Field(default=1e-4, ge=0, le=1, description="AdamW's weight decay")
-    warmup: float = Field(default=0.1, ge=0, le=1, description="Share of the steps in which the learning rate rises linearly")
+    warmup: float = Field(
+        default=0.1, ge=0, le=1, description="Share of the steps in which the learning rate rises linearly"
+    )
     precision: Literal["auto", "float32", "bfloat16"] = Field(
         default="auto", description="auto: bfloat16 where the hardware computes in it, else float32"
     )
     device: Literal["auto", "cpu", "cuda"] = Field(default="auto", description="auto: a GPU where there is one")
-    threads: int | Literal["auto"] = Field(default="auto", description="CPU threads; resolved once and stored with the run")
+    threads: int | Literal["auto"] = Field(
+        default="auto", description="CPU threads; resolved once and stored with the run"
+    )
     seed: int = Field(default=0, ge=0, description="Seed of the weights, the order and the augmentations")
     checkpoint_seconds: float = Field(default=30, ge=0, description="Time between checkpoints; 0: after every epoch")
     when: Literal["first", "always", "manual"] = Field(
@@ -128,11 +144,13 @@ class EvaluateConfig(Section):
     """How "did pretraining help?" is answered."""
 
     label_budgets: tuple[int, ...] = Field(
-        default=(10, 20, 50, 100), description="Labels in all; each budget contains the smaller ones. All labels is always added"
+        default=(10, 20, 50, 100),
+        description="Labels in all; each budget contains the smaller ones. All labels is always added",
     )
     draws: int = Field(default=20, ge=3, le=1000, description="Random draws of labels, the same for every method")
     probe: ProbeName = Field(
-        default="label-spreading", description="The probe of the frozen encoder that the table shows; fixed here, never chosen on test data"
+        default="label-spreading",
+        description="The probe of the frozen encoder that the table shows; fixed here, never chosen on test data",
     )
     bootstrap: int = Field(default=2000, ge=100, le=100_000, description="Resamples for the 95% intervals")
     seed: int = Field(default=0, ge=0, description="Seed of the draws and resamples")
@@ -152,21 +170,28 @@ class PromotionConfig(Section):
         default="auto", description="auto: the gate's PROMOTE is enough; human: a person approves the report's digest"
     )
     margin: float = Field(
-        default=0.02, ge=0, le=1, description="Accuracy that a challenger may lose against the champion, at the interval's lower end"
+        default=0.02,
+        ge=0,
+        le=1,
+        description="Accuracy that a challenger may lose against the champion, at the interval's lower end",
     )
 
 
 class ProjectConfig(Section):
     """One project: the only file a team has to write."""
 
-    name: str = Field(pattern=NAME_PATTERN, max_length=40, description="Lower-case letters, digits and dashes; names everything made")
+    name: str = Field(
+        pattern=NAME_PATTERN, max_length=40, description="Lower-case letters, digits and dashes; names everything made"
+    )
     description: str = Field(default="", description="One sentence for people")
     owner: str = Field(default="", description="Who to ask: a person or a team")
     tags: tuple[str, ...] = Field(default=(), description="Free words to find the project by")
     modality: Literal["image"] = Field(default="image", description="What a sample is")
     data: DataConfig = Field(description="Samples, labels and splits")
     validation: ValidationConfig = Field(default_factory=ValidationConfig, description="What the data must fulfil")
-    encoder: EncoderConfig = Field(default_factory=EncoderConfig, description="The network that is pretrained and transferred")
+    encoder: EncoderConfig = Field(
+        default_factory=EncoderConfig, description="The network that is pretrained and transferred"
+    )
     objective: ObjectiveConfig = Field(default_factory=ObjectiveConfig, description="The self-supervised training task")
     pretrain: PretrainConfig = Field(default_factory=PretrainConfig, description="The pretraining loop")
     task: TaskConfig = Field(default_factory=TaskConfig, description="What the labels are for")

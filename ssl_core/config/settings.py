@@ -9,10 +9,21 @@ from pydantic import Field, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 # What a job may see of its parent's environment. Everything else (and every secret not named here) stays outside.
-_PUBLIC = ("SSL_", "MLFLOW_TRACKING_URI", "MLFLOW_S3_ENDPOINT_URL", "AWS_DEFAULT_REGION", "AWS_REGION", "AWS_ENDPOINT_URL")
+_PUBLIC = (
+    "SSL_",
+    "MLFLOW_TRACKING_URI",
+    "MLFLOW_S3_ENDPOINT_URL",
+    "AWS_DEFAULT_REGION",
+    "AWS_REGION",
+    "AWS_ENDPOINT_URL",
+)
 _SECRET = (
-    "MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD", "MLFLOW_TRACKING_TOKEN",
-    "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN",
+    "MLFLOW_TRACKING_USERNAME",
+    "MLFLOW_TRACKING_PASSWORD",
+    "MLFLOW_TRACKING_TOKEN",
+    "AWS_ACCESS_KEY_ID",
+    "AWS_SECRET_ACCESS_KEY",
+    "AWS_SESSION_TOKEN",
 )
 
 
@@ -21,14 +32,20 @@ class Settings(BaseSettings):
 
     model_config = SettingsConfigDict(env_prefix="SSL_", frozen=True, extra="ignore")
 
-    home: Path = Field(default=Path(".ssl"), description="Platform home: store, data repository, cache and MLflow live here unless set")
+    home: Path = Field(
+        default=Path(".ssl"), description="Platform home: store, data repository, cache and MLflow live here unless set"
+    )
     projects_dir: Path = Field(default=Path("projects"), description="Folder of project files")
     store: str = Field(default="", description="file:// or s3:// root of step outputs; default <home>/store")
     cache_dir: Path | None = Field(default=None, description="Content-addressed cache; default <home>/cache")
     cache_limit_gb: float = Field(default=20.0, gt=0, description="Cache size that `ssl-core gc` trims to")
-    data_repo: str = Field(default="", description="Git URL of the data repository; default a bare one in <home>/data.git")
+    data_repo: str = Field(
+        default="", description="Git URL of the data repository; default a bare one in <home>/data.git"
+    )
     dvc_remote: str = Field(default="", description="DVC remote of the data repository; default <home>/dvc-remote")
-    mlflow_tracking_uri: str = Field(default="", validation_alias="MLFLOW_TRACKING_URI", description="MLflow server; default: a local one is started")
+    mlflow_tracking_uri: str = Field(
+        default="", validation_alias="MLFLOW_TRACKING_URI", description="MLflow server; default: a local one is started"
+    )
     mlflow_port: int = Field(default=5000, ge=1, le=65_535, description="Port of the local MLflow server")
     public_mlflow_url: str = Field(default="", description="MLflow's address for browser links, where it differs")
 

@@ -27,9 +27,13 @@ class ImageClassificationConfig(Section):
     epochs: int = Field(default=30, ge=1, le=10_000, description="Passes over the training images")
     batch_size: int = Field(default=128, ge=2, le=65_536, description="Images a step, over all devices")
     learning_rate: float = Field(default=1e-3, gt=0, le=10, description="Peak learning rate of the head")
-    encoder_learning_rate: float = Field(default=2e-4, ge=0, le=10, description="Peak learning rate of the encoder (full)")
+    encoder_learning_rate: float = Field(
+        default=2e-4, ge=0, le=10, description="Peak learning rate of the encoder (full)"
+    )
     weight_decay: float = Field(default=1e-4, ge=0, le=1, description="AdamW's weight decay")
-    label_smoothing: float = Field(default=0.05, ge=0, lt=1, description="Share of the target given to the other classes")
+    label_smoothing: float = Field(
+        default=0.05, ge=0, lt=1, description="Share of the target given to the other classes"
+    )
     seed: int = Field(default=0, ge=0, description="Seed of the label draw, the head and the batches")
 
 

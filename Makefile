@@ -1,0 +1,50 @@
+# Thin on purpose: each target is a line or two; what they call can be called by hand.
+VENV := .venv
+BIN := $(VENV)/bin
+UV := uv==0.13.9
+# uv does not read pip's configuration: hand it the folder of local wheels, where pip has one.
+export UV_FIND_LINKS ?= $(shell python3 -m pip config get global.find-links 2>/dev/null || python3 -m pip config get :env:.find-links 2>/dev/null)
+# TORCH=cpu or TORCH=cu130 picks the build of torch; unset, the package index's default is taken (CUDA on Linux).
+TORCH_BACKEND := $(if $(TORCH),--torch-backend $(TORCH))
+
+.PHONY: setup test e2e lint format docs lock clean
+
+setup: $(VENV)/.installed
+
+$(VENV)/.installed: requirements/training-dev.txt pyproject.toml
+	@command -v python3.11 >/dev/null && python3.11 -m venv $(VENV) || python3 -m venv $(VENV)
+	$(BIN)/python -m pip install -q --disable-pip-version-check $(UV)
+	$(BIN)/uv pip install -q -p $(VENV) $(TORCH_BACKEND) -r requirements/training-dev.txt
+	$(BIN)/uv pip install -q -p $(VENV) --no-deps --no-build-isolation -e .
+	@touch $@
+	@echo "ready: $(BIN)/ssl-core run projects/digits.yaml"
+
+test: setup
+	$(BIN)/python -m pytest -n 2 -m "not e2e"
+
+e2e: setup
+	$(BIN)/python -m pytest -m e2e
+
+lint: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/ssl-core lint projects/*.yaml
+
+format: setup
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+docs: setup
+	$(BIN)/python docs/generate.py
+
+# Lock files carry no index address and no local build tag, so that any index and any build of torch can serve them.
+lock: setup
+	$(BIN)/uv pip compile -q pyproject.toml --extra train --no-emit-index-url --no-emit-find-links --no-annotate --no-header -o requirements/training.txt
+	sed -i 's/+cpu$$//' requirements/training.txt
+	$(BIN)/uv pip compile -q pyproject.toml --extra train --extra dev -c requirements/training.txt --no-emit-index-url --no-emit-find-links --no-annotate --no-header -o requirements/training-dev.txt
+	sed -i 's/+cpu$$//' requirements/training-dev.txt
+
+clean:
+	rm -rf $(VENV) .pytest_cache .ruff_cache .mypy_cache .import_linter_cache

@@ -1,0 +1,124 @@
+"""``ssl-core gc``: what may go, listed first and removed only when told."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import click
+
+from ssl_core.cli.common import load_settings
+from ssl_core.config.settings import Settings
+from ssl_core.store import Store
+
+_DAY = 86_400.0
+
+
+@dataclass(frozen=True)
+class Removable:
+    """One thing that may go."""
+
+    what: str
+    path: str
+    bytes: int
+    age_days: float
+
+
+@click.command()
+@click.option("--apply", is_flag=True, help="Remove what is listed. Without it nothing is touched.")
+@click.option(
+    "--older-than",
+    "days",
+    type=click.FloatRange(min=0),
+    default=7.0,
+    show_default=True,
+    help="Leave what is younger, in days.",
+)
+def gc(apply: bool, days: float) -> None:
+    """List (or with --apply remove) checkpoints of interrupted steps, unfinished work, cached files above the limit
+    and dataset candidates that were never published.
+
+    Committed step outputs, published dataset versions and whatever the ledger or a registry alias names stay.
+    """
+    settings = load_settings()
+    store = Store(settings.store_url, settings.cache)
+    total = 0
+    for item in [*stale_work(store, days), *cache_overflow(settings)]:
+        total += item.bytes
+        click.echo(f"{item.what:28} {item.bytes / 1e6:10.1f} MB  {item.age_days:6.1f} days  {item.path}")
+        if apply:
+            store.remove(item.path.removeprefix(store.root + "/")) if item.path.startswith(store.root) else _unlink(
+                Path(item.path)
+            )
+    total += _candidates(settings, days, apply)
+    verb = "removed" if apply else "could be removed (ssl-core gc --apply)"
+    click.echo(f"{total / 1e6:.1f} MB {verb}")
+
+
+def stale_work(store: Store, days: float, now: float | None = None) -> Iterator[Removable]:
+    """Checkpoints and uncommitted outputs in a local store that nobody has touched for ``days``.
+
+    A committed step keeps its outputs: the ledger, the aliases and the cache of steps all refer to committed ones.
+    """
+    if not store.is_local:
+        return
+    now = now or time.time()
+    root = Path(store.root)
+    for folder in sorted(root.glob(".scratch/*")):
+        yield from _if_old(folder, "unfinished work", days, now)
+    for folder in sorted(root.glob("*/*/*/checkpoints")):
+        yield from _if_old(folder, "checkpoints", days, now)
+    for folder in sorted(root.glob("*/*/*/out")):
+        if not (folder.parent / "result.json").exists():
+            yield from _if_old(folder, "uncommitted output", days, now)
+
+
+def cache_overflow(settings: Settings) -> Iterator[Removable]:
+    """The least recently used cache files above the size limit; all of them can be fetched or made again."""
+    files = (
+        [(p.stat(), p) for p in settings.cache.rglob("*") if p.is_file() and not p.is_symlink()]
+        if settings.cache.exists()
+        else []
+    )
+    total = sum(stat.st_size for stat, _ in files)
+    limit = settings.cache_limit_gb * 1e9
+    for stat, path in sorted(files, key=lambda pair: max(pair[0].st_atime, pair[0].st_mtime)):
+        if total <= limit:
+            return
+        total -= stat.st_size
+        yield Removable("cache above the limit", str(path), stat.st_size, (time.time() - stat.st_mtime) / _DAY)
+
+
+def _if_old(folder: Path, what: str, days: float, now: float) -> Iterator[Removable]:
+    files = [p for p in folder.rglob("*") if p.is_file()]
+    newest = max((p.stat().st_mtime for p in [*files, folder]), default=now)
+    age = (now - newest) / _DAY
+    if age >= days:
+        yield Removable(what, str(folder), sum(p.stat().st_size for p in files), age)
+
+
+def _unlink(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def _candidates(settings: Settings, days: float, apply: bool) -> int:
+    from ssl_core.data.repository import DataRepository
+
+    if not settings.data_repo and not (settings.root / "data.git").exists():
+        return 0
+    repository = DataRepository(settings)
+    for candidate in repository.candidates():
+        if candidate.age_days < days:
+            continue
+        click.echo(
+            f"{'unpublished candidate':28} {'':>13}  {candidate.age_days:6.1f} days  {candidate.name} {candidate.md5}"
+        )
+        if apply:
+            repository.drop_candidate(candidate)
+    return 0

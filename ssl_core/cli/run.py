@@ -1,0 +1,146 @@
+"""``ssl-core run PROJECT``: the step table in one process, the first rung of the ladder."""
+
+from __future__ import annotations
+
+import json
+import time
+
+import click
+from rich.console import Console
+
+from ssl_core.cli.common import load_settings, new_run, stderr_console
+from ssl_core.cli.execute import execute
+from ssl_core.cli.progress import make_progress
+from ssl_core.config.load import find_project, load_project, parse_overrides
+from ssl_core.config.project import ProjectConfig
+from ssl_core.config.settings import Settings
+from ssl_core.contracts import DatasetRef, Ref, RunContext, StepResult, StepSpec
+from ssl_core.errors import CheckFailed
+from ssl_core.pipeline import STEPS, Step
+from ssl_core.store import Store
+
+
+@click.command()
+@click.argument("project")
+@click.option(
+    "--set",
+    "overrides",
+    multiple=True,
+    metavar="KEY=VALUE",
+    help="Change one key for this run, for example pretrain.epochs=5.",
+)
+@click.option(
+    "--pretrain", is_flag=True, help="Pretrain again, even where a registered encoder of this recipe could be reused."
+)
+def run(project: str, overrides: tuple[str, ...], pretrain: bool) -> None:
+    """Take PROJECT (a file, or a name in the projects folder) from raw files to a registered champion.
+
+    Finished steps are not done again; an interrupted one goes on where it stopped.
+    """
+    settings = load_settings()
+    changes = parse_overrides(overrides) | ({"pretrain.when": "always"} if pretrain else {})
+    config = load_project(find_project(project, settings.projects_dir), changes)
+    walk(config, settings, stderr_console(), Console(highlight=False))
+
+
+def walk(config: ProjectConfig, settings: Settings, notes: Console, out: Console) -> dict[str, StepResult]:
+    """Does every step in order and prints the outcome. Returns the results by step name."""
+    from ssl_core.registry.server import ensure_server
+
+    clock = time.monotonic()
+    progress = make_progress(notes)
+    context = new_run()
+    notes.print(f"[bold]{config.name}[/bold]  run {context.run_id}")
+    if not settings.mlflow_tracking_uri:
+        ensure_server(settings, progress.note)
+    artifacts: dict[str, Ref] = {}
+    results: dict[str, StepResult] = {}
+    for number, step in enumerate(STEPS, start=1):
+        label = f"{number:2}/{len(STEPS)} {step.name}"
+        if reason := _skip_reason(step, artifacts):
+            notes.print(f"[dim]{label:24}[/dim] skipped: {reason}")
+            continue
+        notes.print(f"[cyan]{label:24}[/cyan]", end="\n" if not notes.is_terminal else "\r")
+        result = _do(step, config, artifacts, context, settings, notes)
+        took = "unchanged" if result.cached else f"{result.seconds:.1f} s"
+        summary = result.summary.strip().splitlines()
+        notes.print(
+            f"[green]{label:24}[/green] {took:>9}  {summary[0].lstrip('# ') if summary else ''}", soft_wrap=True
+        )
+        artifacts |= result.outputs
+        results[step.name] = result
+        if step.name == "resolve":
+            config = _frozen(result, settings)
+    _conclude(config, results, artifacts, settings, out)
+    notes.print(f"[dim]{time.monotonic() - clock:.0f} s in all[/dim]")
+    return results
+
+
+def _do(
+    step: Step,
+    config: ProjectConfig,
+    artifacts: dict[str, Ref],
+    context: RunContext,
+    settings: Settings,
+    notes: Console,
+) -> StepResult:
+    spec = StepSpec(
+        step=step.name,
+        project=config.model_dump(mode="json"),
+        inputs={name: artifacts[name] for name in step.inputs},
+        run=context,
+    )
+    try:
+        return execute(spec, settings, make_progress(notes))
+    except CheckFailed as error:
+        if error.result is not None and error.result.summary:
+            notes.print(error.result.summary, markup=False)
+            for title, url in error.result.links.items():
+                notes.print(f"  {title}: {url}", markup=False, soft_wrap=True)
+        raise
+
+
+def _skip_reason(step: Step, artifacts: dict[str, Ref]) -> str:
+    if step.template == "pretrain" and "registered_encoder" in artifacts and "encoder" not in artifacts:
+        return "the registered encoder of this recipe is reused (--pretrain trains again)"
+    dataset = artifacts.get("dataset")
+    if step.needs_labels and isinstance(dataset, DatasetRef) and dataset.classes < 2:
+        return "no labels yet; they may arrive later"
+    return ""
+
+
+def _frozen(result: StepResult, settings: Settings) -> ProjectConfig:
+    """The configuration that ``resolve`` froze."""
+    path = Store(settings.store_url, settings.cache).fetch(result.outputs["config"])
+    return ProjectConfig.model_validate(json.loads(path.read_text(encoding="utf-8")))
+
+
+def _conclude(
+    config: ProjectConfig, results: dict[str, StepResult], artifacts: dict[str, Ref], settings: Settings, out: Console
+) -> None:
+    if "evaluation" in artifacts:
+        from ssl_core.evaluation.report import read_evaluation, render
+
+        folder = Store(settings.store_url, settings.cache).fetch(artifacts["evaluation"])
+        out.print()
+        out.print(render(read_evaluation(folder)))
+    elif "pretrain" in results:
+        out.print(results["pretrain"].summary, markup=False)
+    for name in ("promote", "register-encoder"):
+        if name in results:
+            out.print(results[name].summary, markup=False, soft_wrap=True)
+            break
+    out.print()
+    shown: set[str] = set()
+    for name, title in (
+        ("validate", "Validation report"),
+        ("pretrain", "Pretraining run"),
+        ("evaluate", "Evaluation run"),
+        ("register", "Model"),
+        ("register-encoder", "Encoder"),
+    ):
+        links = results[name].links if name in results else {}
+        url = links.get(title) or links.get("Model") or links.get("MLflow run")
+        if url and url not in shown:
+            shown.add(url)
+            out.print(f"{title + ':':18} {url}", markup=False, soft_wrap=True)

@@ -1,0 +1,68 @@
+"""``ssl-core step NAME``: one step, as every runner calls it."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+import click
+from pydantic import ValidationError
+
+from ssl_core.cli.common import load_settings, stderr_console
+from ssl_core.cli.execute import execute
+from ssl_core.cli.progress import make_progress
+from ssl_core.contracts import StepResult, StepSpec
+from ssl_core.errors import CheckFailed, UserError
+
+
+@click.command()
+@click.argument("name")
+def step(name: str) -> None:
+    """Do step NAME.
+
+    Reads one JSON document, the step spec, from the environment variable SSL_STEP_SPEC (or from the file that
+    SSL_STEP_SPEC=@PATH names) and writes one, the result, to SSL_RESULT_PATH, or prints it where that is unset.
+    """
+    spec = read_spec(name)
+    try:
+        result = execute(spec, load_settings(), make_progress(stderr_console()))
+    except CheckFailed as error:
+        if error.result is not None:
+            write_result(error.result)
+        raise
+    write_result(result)
+
+
+def read_spec(name: str) -> StepSpec:
+    """The spec in ``SSL_STEP_SPEC``, which must be for the step ``name``."""
+    text = os.environ.get("SSL_STEP_SPEC", "")
+    if text.startswith("@"):
+        try:
+            text = Path(text[1:]).read_text(encoding="utf-8")
+        except OSError as error:
+            raise UserError(f"cannot be read: {error.strerror}", place=f"SSL_STEP_SPEC={text}") from error
+    if not text:
+        raise UserError(
+            "is not set", place="SSL_STEP_SPEC", next_step="a runner sets it; people use: ssl-core run PROJECT"
+        )
+    try:
+        spec = StepSpec.model_validate_json(text)
+    except ValidationError as error:
+        problems = "; ".join(f"{'.'.join(str(p) for p in e['loc'])}: {e['msg']}" for e in error.errors()[:5])
+        raise UserError(f"not a step spec: {problems}", place="SSL_STEP_SPEC") from error
+    if spec.step != name:
+        raise UserError(f"the spec is for step '{spec.step}', not '{name}'", place="SSL_STEP_SPEC: step")
+    return spec
+
+
+def write_result(result: StepResult) -> None:
+    """Writes the result in one piece: a reader sees all of it or nothing."""
+    text = result.model_dump_json(indent=1)
+    path = os.environ.get("SSL_RESULT_PATH")
+    if not path:
+        sys.stdout.write(text + "\n")
+        return
+    temporary = Path(f"{path}.{os.getpid()}.tmp")
+    temporary.write_text(text, encoding="utf-8")
+    temporary.replace(path)

@@ -1,0 +1,226 @@
+"""From a project file to a ``ProjectConfig``, with errors that name file, line and key."""
+
+from __future__ import annotations
+
+import difflib
+import typing
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import BaseModel, ValidationError
+from pydantic_core import ErrorDetails
+
+from ssl_core.config.project import ProjectConfig
+from ssl_core.errors import UserError
+
+_MAX_BYTES = 1_000_000
+_MAX_NODES = 20_000
+
+Location = tuple[str | int, ...]
+
+
+def find_project(name_or_path: str, projects_dir: Path) -> Path:
+    """The project file that a command line argument means: a path, or the name of one in ``projects_dir``."""
+    path = Path(name_or_path)
+    if path.suffix in (".yaml", ".yml") or path.exists():
+        if path.is_file():
+            return path
+        raise UserError("no such project file", place=str(path), next_step="ssl-core init NAME --data PATH writes one")
+    candidates = {p.stem: p for p in sorted(projects_dir.glob("*.y*ml"))}
+    if name_or_path in candidates:
+        return candidates[name_or_path]
+    known = ", ".join(candidates) or "none"
+    raise UserError(
+        f"no project called '{name_or_path}'{_near(name_or_path, candidates)} (there: {known})",
+        place=str(projects_dir),
+        next_step="name a project file, or set SSL_PROJECTS_DIR",
+    )
+
+
+def load_project(path: Path, overrides: Mapping[str, Any] | None = None) -> ProjectConfig:
+    """Reads and validates a project file. ``overrides`` maps dotted keys to values.
+
+    A relative ``data.source`` or ``data.labels`` is taken from the file's folder.
+
+    Raises:
+        UserError: the file cannot be read, is not YAML, or breaks the schema; all problems are listed.
+    """
+    data, lines = _read(path)
+    for key, value in (overrides or {}).items():
+        _override(data, key, value)
+    section = data["data"] if isinstance(data.get("data"), dict) else {}
+    for key in ("source", "labels"):
+        value = section.get(key)
+        if isinstance(value, str) and value and "://" not in value:
+            section[key] = str((path.absolute().parent / Path(value).expanduser()).resolve())
+    return _validate(data, str(path), lines)
+
+
+def parse_project(data: Mapping[str, Any], place: str = "SSL_STEP_SPEC") -> ProjectConfig:
+    """Validates a configuration that is already data, for example a step spec's."""
+    return _validate(dict(data), place, {})
+
+
+def parse_overrides(items: Iterable[str]) -> dict[str, Any]:
+    """``["pretrain.epochs=5"]`` as ``{"pretrain.epochs": 5}``; values are YAML."""
+    overrides: dict[str, Any] = {}
+    for item in items:
+        key, equals, text = item.partition("=")
+        if not equals or not key.strip():
+            raise UserError(
+                f"'{item}' is not KEY=VALUE", place="--set", next_step="for example --set pretrain.epochs=5"
+            )
+        try:
+            overrides[key.strip()] = yaml.safe_load(text)
+        except yaml.YAMLError as error:
+            raise UserError(f"the value of '{key}' is not YAML", place="--set") from error
+    return overrides
+
+
+def _override(data: dict[str, Any], key: str, value: Any) -> None:
+    *sections, leaf = key.split(".")
+    here = data
+    for section in sections:
+        below = here.setdefault(section, {})
+        if not isinstance(below, dict):
+            raise UserError(f"'{section}' in '{key}' is not a section", place="--set")
+        here = below
+    here[leaf] = value
+
+
+def _read(path: Path) -> tuple[dict[str, Any], dict[Location, int]]:
+    place = str(path)
+    try:
+        if path.stat().st_size > _MAX_BYTES:
+            raise UserError("the file is larger than 1 MB; this is not a project file", place=place)
+        text = path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise UserError(
+            f"not UTF-8 text (byte {error.start})", place=place, next_step="save the file as UTF-8"
+        ) from error
+    except OSError as error:
+        raise UserError(f"cannot be read: {error.strerror}", place=place) from error
+    try:
+        node = yaml.compose(text, Loader=yaml.SafeLoader)
+        lines: dict[Location, int] = {}
+        _locate(node, (), lines, place, [0])
+        data = yaml.safe_load(text)
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark
+        at = f"{place}:{mark.line + 1}" if mark else place
+        raise UserError(
+            f"not valid YAML: {error.problem}", place=at, next_step="check indentation and quotes here"
+        ) from error
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        raise UserError(f"not valid YAML: {error}", place=place) from error
+    if not isinstance(data, dict):
+        raise UserError(
+            "the file is empty or not a mapping of keys",
+            place=place,
+            next_step="ssl-core init NAME --data PATH writes a first one",
+        )
+    return data, lines
+
+
+def _locate(node: yaml.Node | None, at: Location, lines: dict[Location, int], place: str, count: list[int]) -> None:
+    """Notes each key's line, and refuses duplicate keys and aliases that blow up."""
+    count[0] += 1
+    if count[0] > _MAX_NODES:
+        raise UserError("too many nodes (aliases that multiply?)", place=place)
+    if node is None:
+        return
+    lines.setdefault(at, node.start_mark.line + 1)
+    if isinstance(node, yaml.MappingNode):
+        seen: set[str] = set()
+        for key_node, value_node in node.value:
+            key = str(key_node.value)
+            line = key_node.start_mark.line + 1
+            if key in seen:
+                raise UserError(
+                    "the key stands twice",
+                    place=f"{place}:{line}: {_dotted((*at, key))}",
+                    next_step="remove one of the two",
+                )
+            seen.add(key)
+            lines[(*at, key)] = line
+            _locate(value_node, (*at, key), lines, place, count)
+    elif isinstance(node, yaml.SequenceNode):
+        for index, item in enumerate(node.value):
+            _locate(item, (*at, index), lines, place, count)
+
+
+def _validate(data: dict[str, Any], place: str, lines: Mapping[Location, int]) -> ProjectConfig:
+    try:
+        return ProjectConfig.model_validate(data)
+    except ValidationError as error:
+        problems = [_describe(detail, place, lines) for detail in error.errors()]
+    raise UserError("\n".join(problems), next_step="mend the file and check it with: ssl-core lint " + place)
+
+
+def _describe(detail: ErrorDetails, place: str, lines: Mapping[Location, int]) -> str:
+    loc: Location = tuple(
+        part for part in detail["loc"] if not (isinstance(part, str) and part.startswith(("function-", "tagged-")))
+    )
+    kind, message = detail["type"], detail["msg"]
+    at = loc
+    while at and at not in lines:
+        at = at[:-1]
+    if kind == "extra_forbidden":
+        known = _fields(loc[:-1])
+        hint = _near(str(loc[-1]), known) or (f" (known here: {', '.join(sorted(known))})" if known else "")
+        message = f"unknown key{hint}"
+    elif kind == "missing":
+        message = "is required"
+    else:
+        message = message.removeprefix("Value error, ").removeprefix("Input ").removeprefix("String ")
+        shown = repr(detail["input"])
+        message = f"{message}, got {shown if len(shown) <= 60 else shown[:57] + '...'}"
+        expected = detail.get("ctx", {}).get("expected")
+        if kind == "literal_error" and isinstance(detail["input"], str) and expected:
+            message += _near(detail["input"], [word.strip("'\" ") for word in expected.replace(" or ", ",").split(",")])
+    where = f"{place}:{lines[at]}" if at in lines else place
+    return f"{where}: {_dotted(_without_branches(loc))}: {message}"
+
+
+def _without_branches(loc: Location) -> Location:
+    """pydantic adds the member it tried of ``int | "auto"`` to the location; a user's file has no such key."""
+    return tuple(
+        part
+        for part in loc
+        if not (
+            isinstance(part, str) and (part in {"int", "str", "float"} or part.startswith(("literal[", "constrained")))
+        )
+    )
+
+
+def _fields(loc: Location) -> set[str]:
+    """The keys that the section at ``loc`` knows."""
+    model: Any = ProjectConfig
+    for part in loc:
+        if isinstance(part, int):
+            continue
+        if not (isinstance(model, type) and issubclass(model, BaseModel)) or part not in model.model_fields:
+            return set()
+        model = _section(model.model_fields[part].annotation)
+    return set(model.model_fields) if isinstance(model, type) and issubclass(model, BaseModel) else set()
+
+
+def _section(annotation: Any) -> Any:
+    """The section class inside an annotation such as ``tuple[ExpectationConfig, ...]``."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return annotation
+    return next((found for arg in typing.get_args(annotation) if (found := _section(arg)) is not None), None)
+
+
+def _near(word: str, known: Iterable[str]) -> str:
+    close = difflib.get_close_matches(word, list(known), n=1, cutoff=0.6)
+    return f", did you mean `{close[0]}`?" if close else ""
+
+
+def _dotted(loc: Location) -> str:
+    text = ""
+    for part in loc:
+        text += f"[{part}]" if isinstance(part, int) else f".{part}" if text else str(part)
+    return text or "(top level)"

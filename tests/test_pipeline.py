@@ -1,0 +1,63 @@
+import subprocess
+import sys
+from importlib.util import find_spec
+
+import pytest
+
+from ssl_core.contracts import ArtifactRef
+from ssl_core.pipeline import STEPS, config_slice, get_step, producer, step_key
+
+
+def artifact(sha: str) -> ArtifactRef:
+    return ArtifactRef(kind="x", uri="a/b", sha256=sha, producer="p/k")
+
+
+def test_every_input_is_made_by_an_earlier_step():
+    made: set[str] = set()
+    for step in STEPS:
+        assert set(step.inputs) <= made, step.name
+        made |= set(step.outputs)
+    assert len(made) == sum(len(step.outputs) for step in STEPS), "two steps make the same artifact"
+
+
+def test_functions_exist_as_named():
+    for step in STEPS:
+        for name in filter(None, (step.function, step.fingerprint, step.verify)):
+            assert find_spec(name.split(":")[0]), name
+
+
+def test_configuration_paths_exist(make_project):
+    for step in STEPS:
+        config_slice(make_project(), step.config)
+
+
+def test_a_key_follows_what_the_step_reads_and_nothing_else(make_project):
+    pretrain, inputs = get_step("pretrain"), {"dataset": artifact("1")}
+    key = step_key(pretrain, make_project(), inputs)
+    assert key == step_key(pretrain, make_project(evaluate={"draws": 5}), inputs)
+    assert key == step_key(pretrain, make_project(pretrain={"when": "always", "checkpoint_seconds": 1}), inputs)
+    assert key != step_key(pretrain, make_project(pretrain={"epochs": 7}), inputs)
+    assert key != step_key(pretrain, make_project(), {"dataset": artifact("2")})
+    assert key != step_key(pretrain, make_project(), inputs, extra="x")
+
+
+def test_the_key_follows_the_source(make_project, monkeypatch):
+    step = get_step("pretrain")
+    key = step_key(step, make_project(), {})
+    monkeypatch.setattr("ssl_core.pipeline.source_digest", lambda: "other")
+    assert key != step_key(step, make_project(), {})
+
+
+def test_producer():
+    assert producer("dataset").name == "publish"
+    with pytest.raises(KeyError):
+        get_step("nope")
+
+
+def test_the_table_imports_nothing_heavy():
+    code = (
+        "import sys, ssl_core.contracts, ssl_core.pipeline, ssl_core.config.load, ssl_core.config.settings;"
+        "bad = {'torch','transformers','mlflow','pandas','numpy','great_expectations','dvc','sklearn','fsspec'} & set(sys.modules);"
+        "sys.exit(str(bad) if bad else 0)"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
