@@ -26,6 +26,7 @@ e2e: setup
 	$(BIN)/python -m pytest -m e2e
 
 lint: setup
+	$(BIN)/python docs/generate.py --check
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
