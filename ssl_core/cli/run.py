@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from importlib import import_module
 
 import click
 from rich.console import Console
@@ -45,14 +46,18 @@ def run(project: str, overrides: tuple[str, ...], pretrain: bool) -> None:
 
 def walk(config: ProjectConfig, settings: Settings, notes: Console, out: Console) -> dict[str, StepResult]:
     """Does every step in order and prints the outcome. Returns the results by step name."""
-    from ssl_core.registry.server import ensure_server
+    from ssl_core.registry.client import prepare_environment
+    from ssl_core.registry.server import start_server, wait_for_server
 
     clock = time.monotonic()
     progress = make_progress(notes)
     context = new_run()
     notes.print(f"[bold]{config.name}[/bold]  run {context.run_id}")
     if not settings.mlflow_tracking_uri:
-        ensure_server(settings, progress.note)
+        start_server(settings, progress.note)
+        prepare_environment(settings)
+        import_module("mlflow")  # takes seconds that the server needs as well
+        wait_for_server(settings)
     artifacts: dict[str, Ref] = {}
     results: dict[str, StepResult] = {}
     for number, step in enumerate(STEPS, start=1):
