@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import numpy as np
 import torch
-from torch import nn
 
 from ssl_core.models.encoder import Preprocessing
+from ssl_core.models.resnet import ResNet
 
 
 def embed(
-    encoder: nn.Module,
+    encoder: ResNet,
     preprocessing: Preprocessing,
     pixels: np.ndarray,
     positions: np.ndarray | None = None,
@@ -40,5 +40,5 @@ def embed(
     finally:
         encoder.train(was_training)
     if not parts:
-        return np.empty((0, int(encoder.features)), dtype=np.float32)
+        return np.empty((0, encoder.features), dtype=np.float32)
     return torch.cat(parts).numpy()

@@ -65,10 +65,10 @@ class Preprocessing:
         return self.normalise(pixels.float().div_(255))
 
     def from_image(self, image: Image.Image) -> np.ndarray:
-        """A Pillow image of any mode and size to uint8 ``(C, H, W)``, by the very function that ingest's data go through."""
-        from ssl_core.data.images import to_array
+        """A Pillow image of any mode and size to uint8 ``(C, H, W)``, by the very functions that ingested images go through."""
+        from ssl_core.data.images import normalise, to_array
 
-        return to_array(image, self.size, self.channels)
+        return to_array(normalise(image), self.size, self.channels)
 
 
 def measure_preprocessing(pixels: np.ndarray, positions: np.ndarray, *, limit: int = 10_000) -> Preprocessing:

@@ -73,7 +73,7 @@ class ResNet(nn.Module):
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
         # Channels next to each other in memory: what convolution kernels are fastest with, on CPUs and GPUs alike.
-        self.to(memory_format=torch.channels_last)
+        self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.blocks(self.stem(x.contiguous(memory_format=torch.channels_last)))

@@ -7,6 +7,8 @@ Shapes: N images, C channels, H x W pixels, D features, P projection width.
 
 from __future__ import annotations
 
+from typing import Literal
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -15,6 +17,7 @@ from ssl_core.config.objectives import SimCLRConfig
 from ssl_core.data.augment import ImageAugment
 from ssl_core.models.encoder import Preprocessing
 from ssl_core.models.heads import ProjectionHead
+from ssl_core.models.resnet import ResNet
 
 
 def nt_xent(z0_NP: Tensor, z1_NP: Tensor, temperature: float) -> Tensor:
@@ -47,18 +50,18 @@ class SimCLR(nn.Module):
     """
 
     def __init__(
-        self, encoder: nn.Module, config: SimCLRConfig, preprocessing: Preprocessing, *, norm: str = "batch", seed: int | None = None
+        self, encoder: ResNet, config: SimCLRConfig, preprocessing: Preprocessing, *,
+        norm: Literal["batch", "group"] = "batch", seed: int | None = None,
     ) -> None:
         super().__init__()
         self.encoder = encoder
         self.config = config
         self.preprocessing = preprocessing
         self.augment = ImageAugment(config.augment)
-        features = int(encoder.features)  # type: ignore[arg-type]
         with torch.random.fork_rng(devices=[], enabled=seed is not None):
             if seed is not None:
                 torch.manual_seed(seed)
-            self.projection = ProjectionHead(features, config.projection_hidden, config.projection_dim, norm)
+            self.projection = ProjectionHead(encoder.features, config.projection_hidden, config.projection_dim, norm)
 
     def forward(
         self, pixels: Tensor, *, seed: int, step: int, positions: Tensor | None = None
@@ -72,7 +75,8 @@ class SimCLR(nn.Module):
         """
         views = [self.augment(pixels, seed, step, view, positions) for view in (0, 1)]
         z_2NP = self.projection(self.encoder(self.preprocessing.normalise(torch.cat(views))))
-        loss, logits, partner = _nt_xent_and_logits(*z_2NP.chunk(2), self.config.temperature)
+        z0_NP, z1_NP = z_2NP.chunk(2)
+        loss, logits, partner = _nt_xent_and_logits(z0_NP, z1_NP, self.config.temperature)
         with torch.no_grad():
             size = len(logits)
             similarity = logits * self.config.temperature
