@@ -87,7 +87,7 @@ class ValidationReport(BaseModel):
             "failed": len(self.failed), "warnings": len(self.warnings), **more,
             "checks": [check.model_dump(mode="json") for check in self.checks],
         }
-        return json.dumps(whole, indent=1, ensure_ascii=False, default=str) + "\n"
+        return json.dumps(whole, indent=1, default=str) + "\n"
 
 
 def plural(count: int, noun: str) -> str:

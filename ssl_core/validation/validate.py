@@ -34,12 +34,13 @@ def run(ctx: StepContext) -> StepOutput:
         UserError: the suite names an expectation or argument that does not exist.
     """
     from ssl_core.data import reader
+    from ssl_core.data.dataset import INFO_FILE, DatasetInfo
     from ssl_core.validation.floors import Counts
     from ssl_core.validation.suite import validate
 
     candidate: DatasetRef = ctx.input("candidate")
     manifest = reader.read_manifest(candidate, ctx.settings)
-    info = reader.read_info(candidate, ctx.settings)
+    info = DatasetInfo.model_validate_json(reader.fetch_file(candidate, ctx.settings, INFO_FILE).read_bytes())
     ctx.progress.note(f"judging {plural(len(manifest), 'sample')} by {plural(len(ctx.project.validation.expectations), 'expectation')} and the floors")
     report = validate(manifest, ctx.project.validation, counts=Counts(info.rows, info.labelled, tuple(info.classes)))
     if ctx.stop.is_set():  # the signal may have been swallowed inside of an expectation

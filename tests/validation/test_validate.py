@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pandas as pd
@@ -15,9 +15,12 @@ import pytest
 from ssl_core.config.project import ProjectConfig
 from ssl_core.contracts import RESULT_BYTES_LIMIT, SUMMARY_BYTES_LIMIT, DatasetRef
 from ssl_core.data import reader
+from ssl_core.data.dataset import DatasetInfo, ImageSummary, SplitCounts, write_dataset
+from ssl_core.data.splits import SIDES
 from ssl_core.errors import CheckFailed, TryAgain
 from ssl_core.step import NoTracker, Output, StepContext, StepOutput
 from ssl_core.validation import validate
+from ssl_core.validation.report import printable
 
 WIDE = {"type": "expect_column_values_to_be_between", "kwargs": {"column": "width", "min_value": 1000}}
 
@@ -30,18 +33,20 @@ class LinkingTracker(NoTracker):
 
 @pytest.fixture
 def step(
-    monkeypatch: pytest.MonkeyPatch, manifest: pd.DataFrame, make_candidate: Callable[..., DatasetRef],
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, manifest: pd.DataFrame, make_candidate: Callable[..., DatasetRef],
     make_project: Callable[..., ProjectConfig], make_context: Callable[..., StepContext],
 ) -> Callable[..., StepContext]:  # fmt: skip
     """``step(frame, validation={...})``: the context of a validate step whose candidate is ``frame``."""
 
     def make(frame: pd.DataFrame = manifest, *, said: int = 200, tracker: NoTracker | None = None, **sections: Any) -> StepContext:
-        info = SimpleNamespace(
-            rows=said, labelled=60, classes=["cat", "dog"], quarantined=1, duplicates=2,
-            counts={s: SimpleNamespace(rows=int((frame["split"] == s).sum())) for s in ("train", "val", "test", "vault")},
+        info = DatasetInfo(
+            name="pets", rows=said, labelled=60, classes=["cat", "dog"], quarantined=1, duplicates=2, near_duplicate_groups=0, files={},
+            image=ImageSummary(median_width=30, median_height=30, has_colour=True),
+            counts={side: SplitCounts(rows=int((frame["split"] == side).sum()), labelled=0, classes={}) for side in SIDES},
         )  # fmt: skip
+        (tmp_path / "dataset.json").write_text(info.model_dump_json())
         monkeypatch.setattr(reader, "read_manifest", lambda ref, settings: frame)
-        monkeypatch.setattr(reader, "read_info", lambda ref, settings: info)
+        monkeypatch.setattr(reader, "fetch_file", lambda ref, settings, name: tmp_path / name)
         return make_context(make_project(**sections), step="validate", inputs={"candidate": make_candidate()}, tracker=tracker or NoTracker())
 
     return make
@@ -63,6 +68,26 @@ def test_sound_data_passes_and_leaves_a_report(step: Callable[..., StepContext])
     assert isinstance(ctx.tracker, NoTracker)
     assert set(ctx.tracker.logged_artifacts) == {"validation/report.html", "validation/validation.json"}
     assert "✓ Passed" in page(ctx)
+
+
+def test_a_real_dataset_is_read_from_the_remote_by_its_address(
+    tmp_path: Path, manifest: pd.DataFrame, make_candidate: Callable[..., DatasetRef],
+    make_project: Callable[..., ProjectConfig], make_context: Callable[..., StepContext],
+) -> None:  # fmt: skip
+    folder, objects = tmp_path / "dataset", tmp_path / "remote" / "files" / "md5"
+
+    def put(data: bytes, suffix: str = "") -> str:
+        md5 = hashlib.md5(data).hexdigest() + suffix
+        (objects / md5[:2]).mkdir(parents=True, exist_ok=True)
+        (objects / md5[:2] / md5[2:]).write_bytes(data)
+        return md5
+
+    write_dataset(folder, manifest, lambda row: b"image", name="pets", classes=["cat", "dog"])
+    listing = [{"md5": put(path.read_bytes()), "relpath": path.name} for path in sorted(folder.iterdir())]
+    candidate = make_candidate(remote=str(tmp_path / "remote"), md5=put(json.dumps(listing).encode(), ".dir"))
+    ctx = make_context(make_project(), step="validate", inputs={"candidate": candidate})
+    assert validate.run(ctx).metrics == {"evaluated": 10, "failed": 0, "warnings": 0}
+    assert '<th scope="row"><bdi>cat</bdi></th>' in page(ctx)
 
 
 def test_a_critical_failure_ends_with_a_report_that_is_named(step: Callable[..., StepContext]) -> None:
@@ -110,12 +135,13 @@ def test_a_signal_inside_of_an_expectation_is_not_a_failed_check(step: Callable[
 
 HOSTILE = [
     "<script>alert(1)</script>", "\"><img src=x onerror=alert(1)>", "{{ 7*7 }}{% for %}", "' onmouseover='alert(1)",
-    "`code` **bold** [x](javascript:alert(1))", "\u202egnp.exe", "a\x00b\x1b[31m\r\nc", "lone \udce4 surrogate", "x" * 1_000_000, "日本語 ✓",
+    "`code` **bold** [x](javascript:alert(1))", "\u202egnp.exe", "a\x00b\x1b[31m\r\nc", "x" * 1_000_000, "日本語 ✓",
 ]  # fmt: skip
 
 
 def test_hostile_strings_stay_text(step: Callable[..., StepContext], manifest: pd.DataFrame) -> None:
     manifest["label"] = [HOSTILE[i % len(HOSTILE)] if i < 60 else None for i in range(len(manifest))]
+    assert printable("lone \udce4 surrogate") == "lone \\udce4 surrogate"
     manifest["source"] = [HOSTILE[i % len(HOSTILE)] for i in range(len(manifest))]
     manifest["<b>column"] = "<i>value"
     mean = {
