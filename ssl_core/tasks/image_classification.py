@@ -1,0 +1,262 @@
+"""Image classification: a head on the encoder, trained on few labels and on what they say about the unlabeled images.
+
+Shapes: N training images, K classes, D features.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+import threading
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ssl_core.config.objectives import ImageAugmentConfig
+from ssl_core.config.tasks import ImageClassificationConfig
+from ssl_core.data.augment import ImageAugment
+from ssl_core.errors import CheckFailed, TryAgain
+from ssl_core.models.classifier import ImageClassifier, build_classifier
+from ssl_core.models.embed import embed
+from ssl_core.models.encoder import EncoderInfo
+from ssl_core.models.optim import adamw, parameter_groups, set_rates, warmup_cosine
+from ssl_core.models.probes import spread_labels
+from ssl_core.step import NoProgress, NoTracker, Progress, Tracker
+
+MIN_STEPS = 100
+"""Ten labels make an epoch of one step; so few steps would teach the head nothing."""
+WARMUP = 0.1
+GRADIENT_NORM_LIMIT = 1.0
+MILD = ImageAugmentConfig(
+    crop_scale=(0.8, 1.0), rotate=8, translate=0.05, shear=3, flip=False,
+    brightness=0.15, contrast=0.15, noise=0.02, blur=0.0, cutout=0.0,
+)  # fmt: skip
+"""Views for fine-tuning: what a label surely survives, whatever the images show."""
+
+
+class Images(Protocol):
+    """What is needed of ``data.memory.Images``."""
+
+    @property
+    def pixels(self) -> np.ndarray: ...
+    @property
+    def labels(self) -> np.ndarray: ...
+
+
+@dataclass(frozen=True)
+class Targets:
+    """What each training image should be, and how much it counts."""
+
+    positions: np.ndarray
+    """Rows of the pixels, int64 ``(N,)``."""
+    probabilities: np.ndarray
+    """float32 ``(N, K)``."""
+    weights: np.ndarray
+    """float32 ``(N,)``: 1 for a label, the certainty for a spread one."""
+
+
+def train_classifier(
+    encoder: nn.Module,
+    info: EncoderInfo,
+    images: Images,
+    labelled_positions: np.ndarray,
+    unlabeled_positions: np.ndarray,
+    config: ImageClassificationConfig,
+    classes: Sequence[str],
+    *,
+    device: str = "cpu",
+    precision: str = "float32",
+    threads: int | None = None,
+    stop: threading.Event | None = None,
+    progress: Progress | None = None,
+    tracker: Tracker | None = None,
+) -> ImageClassifier:
+    """A classifier on a copy of ``encoder``, in eval mode on the CPU; equal seeds and threads give equal bits there.
+
+    ``config.method`` full trains encoder and head at a rate each, on lightly augmented images; linear trains the head
+    on the frozen encoder's features. Batches hold every class equally often. The labels of ``unlabeled_positions`` are
+    never read.
+
+    Raises:
+        CheckFailed: the loss is not finite.
+        TryAgain: ``stop`` was set.
+    """
+    if threads is not None:
+        torch.set_num_threads(threads)
+    encoder = copy.deepcopy(encoder).to(device)
+    labels = images.labels[labelled_positions]
+    targets = hard_targets(labelled_positions, labels, len(classes))
+    linear = config.method == "linear"
+    spread = config.spread_labels and len(unlabeled_positions) > 0
+    features = None
+    if linear or spread:
+        everything = np.concatenate([labelled_positions, unlabeled_positions]) if spread else labelled_positions
+        features = embed(encoder, info.preprocessing, images.pixels, everything, device=device, precision=precision)
+        if spread:
+            targets = spread_targets(features, targets, unlabeled_positions)
+    model = build_classifier(encoder, info, classes).to(device)
+    follow = _Follower(stop or threading.Event(), progress or NoProgress(), tracker or NoTracker())
+    with torch.random.fork_rng():
+        torch.manual_seed(config.seed)
+        if linear:
+            assert features is not None
+            _train_head(model, features, targets, config, follow)
+        else:
+            _train_all(model, images.pixels, targets, config, precision, follow)
+    return model.cpu().eval()
+
+
+def hard_targets(positions: np.ndarray, labels: np.ndarray, classes: int) -> Targets:
+    """Labels ``(N,)`` as certain targets."""
+    probabilities = np.zeros((len(labels), classes), dtype=np.float32)
+    probabilities[np.arange(len(labels)), labels] = 1
+    return Targets(positions, probabilities, np.ones(len(labels), dtype=np.float32))
+
+
+def spread_targets(features: np.ndarray, labelled: Targets, unlabeled: np.ndarray) -> Targets:
+    """Adds soft targets for ``unlabeled`` by label spreading (Zhou et al. 2004) over features ``(N, D)``, labelled first.
+
+    An unlabeled image counts ``1 - H(p) / ln K``: 1 where its neighbours agree, 0 where every class is as likely.
+    """
+    count, classes = labelled.probabilities.shape
+    known = np.full(count + len(unlabeled), -1, dtype=np.int64)
+    known[:count] = labelled.probabilities.argmax(axis=1)
+    soft = np.asarray(spread_labels(features, known, classes), dtype=np.float64)[count:]
+    entropy = -(soft * np.log(np.maximum(soft, 1e-12))).sum(axis=1)
+    certainty = np.clip(1 - entropy / math.log(classes), 0, 1)
+    return Targets(
+        np.concatenate([labelled.positions, unlabeled]),
+        np.concatenate([labelled.probabilities, soft]).astype(np.float32),
+        np.concatenate([labelled.weights, certainty]).astype(np.float32),
+    )
+
+
+def soft_cross_entropy(logits_NK: Tensor, targets_NK: Tensor, weights_N: Tensor, smoothing: float = 0.0) -> Tensor:
+    """``-sum_n w_n sum_k t_nk log p_nk / sum_n w_n``, t smoothed towards ``1 / K`` by ``smoothing``. A scalar."""
+    smoothed = targets_NK * (1 - smoothing) + smoothing / targets_NK.shape[1]
+    losses = -(smoothed * F.log_softmax(logits_NK.float(), dim=1)).sum(dim=1)
+    return (losses * weights_N).sum() / weights_N.sum().clamp_min(1e-12)
+
+
+def balanced_rows(classes: np.ndarray, size: int, rng: np.random.Generator) -> np.ndarray:
+    """``size`` rows ``(size,)`` in which the present classes take turns, each through its own shuffled members.
+
+    So any stretch of K rows holds each of K classes once; members of a small class come again before those of a large
+    one have all been seen.
+    """
+    present = np.unique(classes)
+    turns = -(-size // len(present))
+    columns = []
+    for one in rng.permutation(present):
+        members = np.flatnonzero(classes == one)
+        rounds = -(-turns // len(members))
+        columns.append(np.concatenate([rng.permutation(members) for _ in range(rounds)])[:turns])
+    return np.stack(columns, axis=1).ravel()[:size]
+
+
+def _batches(targets: Targets, config: ImageClassificationConfig, steps_per_epoch: int, steps: int) -> Iterator[np.ndarray]:
+    """Rows of ``targets`` for each step; every epoch's order follows from (seed, epoch)."""
+    kinds = targets.probabilities.argmax(axis=1)
+    for epoch in range(-(-steps // steps_per_epoch)):
+        rows = balanced_rows(kinds, steps_per_epoch * config.batch_size, np.random.default_rng([config.seed, epoch]))
+        yield from rows.reshape(steps_per_epoch, config.batch_size)[: steps - epoch * steps_per_epoch]
+
+
+def _train_all(
+    model: ImageClassifier, pixels: np.ndarray, targets: Targets, config: ImageClassificationConfig, precision: str, follow: _Follower
+) -> None:
+    """Encoder and head, on mild views of the images."""
+    device = next(model.parameters()).device
+    optimizer = adamw(
+        [
+            *parameter_groups(model.encoder, config.encoder_learning_rate, config.weight_decay),
+            *parameter_groups(model.head, config.learning_rate, config.weight_decay),
+        ]
+    )
+    augment = ImageAugment(MILD)
+
+    def loss(rows: np.ndarray, step: int) -> Tensor:
+        batch = torch.from_numpy(pixels[targets.positions[rows]]).to(device)
+        views = model.info.preprocessing.normalise(augment(batch, config.seed, step, 0))
+        with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bfloat16"):
+            logits = model(views)
+        return soft_cross_entropy(logits, *_on(device, targets, rows), config.label_smoothing)
+
+    model.train()
+    _descend(loss, model, optimizer, targets, config, follow)
+
+
+def _train_head(
+    model: ImageClassifier, features: np.ndarray, targets: Targets, config: ImageClassificationConfig, follow: _Follower
+) -> None:
+    """The head alone, on standardised features; the standardisation is then folded into its weights."""
+    device = next(model.parameters()).device
+    mean, std = features.mean(axis=0), np.maximum(features.std(axis=0), 1e-6)
+    standard = torch.from_numpy(((features - mean) / std).astype(np.float32)).to(device)
+    optimizer = adamw(parameter_groups(model.head, config.learning_rate, config.weight_decay))
+
+    def loss(rows: np.ndarray, step: int) -> Tensor:
+        logits = model.head(standard[torch.from_numpy(rows).to(device)])
+        return soft_cross_entropy(logits, *_on(device, targets, rows), config.label_smoothing)
+
+    _descend(loss, model.head, optimizer, targets, config, follow)
+    with torch.no_grad():
+        weight, bias = model.head.weight, model.head.bias
+        assert isinstance(weight, Tensor)
+        assert isinstance(bias, Tensor)
+        weight.div_(torch.from_numpy(std).to(device))
+        bias.sub_(weight @ torch.from_numpy(mean).to(device))
+
+
+def _on(device: torch.device, targets: Targets, rows: np.ndarray) -> tuple[Tensor, Tensor]:
+    return torch.from_numpy(targets.probabilities[rows]).to(device), torch.from_numpy(targets.weights[rows]).to(device)
+
+
+@dataclass(frozen=True)
+class _Follower:
+    """Who watches the training, and who may stop it."""
+
+    stop: threading.Event
+    progress: Progress
+    tracker: Tracker
+
+
+class _Loss(Protocol):
+    def __call__(self, rows: np.ndarray, step: int) -> Tensor: ...
+
+
+def _descend(
+    loss_of: _Loss, trained: nn.Module, optimizer: torch.optim.Optimizer, targets: Targets, config: ImageClassificationConfig, follow: _Follower
+) -> None:
+    """AdamW with warm-up and cosine over class-balanced batches; the loss is read, and logged, once an epoch."""
+    per_epoch = -(-len(targets.positions) // config.batch_size)
+    steps = max(config.epochs * per_epoch, MIN_STEPS)
+    warmup = round(WARMUP * steps)
+    total, counted = torch.zeros((), device=next(trained.parameters()).device), 0
+    with follow.progress.bar("finetune", steps, "steps") as bar:
+        for step, rows in enumerate(_batches(targets, config, per_epoch, steps)):
+            if follow.stop.is_set():
+                raise TryAgain("stopped; run again to fine-tune from the start")
+            set_rates(optimizer, warmup_cosine(step, steps, warmup))
+            loss = loss_of(rows, step)
+            optimizer.zero_grad(set_to_none=True)
+            loss.backward()
+            nn.utils.clip_grad_norm_(trained.parameters(), GRADIENT_NORM_LIMIT)
+            optimizer.step()
+            total, counted = total + loss.detach(), counted + 1
+            done = step + 1
+            if done % per_epoch == 0 or done == steps:
+                mean = float(total) / counted
+                if not math.isfinite(mean):
+                    raise CheckFailed(
+                        f"the loss is not finite ({mean}) at step {done}", place="task.learning_rate",
+                        next_step="lower task.learning_rate and task.encoder_learning_rate, or set pretrain.precision: float32",
+                    )
+                follow.tracker.metrics({"loss": mean}, done)
+                bar.advance(counted, epoch=f"{-(-done // per_epoch)}/{-(-steps // per_epoch)}", loss=f"{mean:.3f}")
+                total, counted = torch.zeros_like(total), 0

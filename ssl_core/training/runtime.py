@@ -1,0 +1,55 @@
+"""Where and how numbers are computed: ``auto`` in the configuration is resolved here, once, and stored with the run."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+
+from ssl_core.config.project import PretrainConfig
+from ssl_core.errors import UserError
+
+Precision = Literal["float32", "bfloat16"]
+
+
+@dataclass(frozen=True)
+class Runtime:
+    """Resolved device, precision and CPU threads; equal values on a CPU give equal bits."""
+
+    device: str
+    precision: Precision
+    threads: int
+
+
+def resolve_runtime(config: PretrainConfig) -> Runtime:
+    """Resolves ``pretrain.device``, ``.precision`` and ``.threads``, and sets this process's threads.
+
+    Raises ``UserError`` where a GPU is asked for and none can be used.
+    """
+    device = config.device
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    elif device == "cuda" and not torch.cuda.is_available():
+        raise UserError(
+            "cuda was asked for, but torch sees no GPU", place="pretrain.device",
+            next_step="use device: auto or cpu, or install the CUDA build of torch",
+        )
+    precision: Precision
+    if config.precision == "auto":
+        # Emulated bfloat16 (old GPUs, most CPUs) is slower than float32 and loses digits for nothing.
+        fast = device == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+        precision = "bfloat16" if fast else "float32"
+    else:
+        precision = config.precision
+    threads = _available_threads() if config.threads == "auto" else config.threads
+    torch.set_num_threads(threads)
+    return Runtime(device, precision, threads)
+
+
+def _available_threads() -> int:
+    """The CPUs this process may use, or fewer where OMP_NUM_THREADS says so."""
+    available = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    asked = os.environ.get("OMP_NUM_THREADS", "")
+    return min(available, int(asked)) if asked.isdigit() and int(asked) > 0 else available
