@@ -22,8 +22,9 @@ _CROP, _X, _Y, _ROTATE, _SHIFT_X, _SHIFT_Y, _SHEAR, _FLIP = range(8)
 _BRIGHTNESS, _CONTRAST, _NOISE, _BLUR, _SIGMA, _CUT, _CUT_X, _CUT_Y = range(8, 16)
 _DRAWS = 16
 
-_SIGMA_MIN = 0.1
-_SIGMA_MAX = 2.0  # SimCLR blurs 224-pixel images with a sigma of 0.1 to 2 pixels; small images get less
+# Sigma in pixels. SimCLR blurs 224-pixel images with 0.1 to 2; below 0.3 nothing changes, and small images get less.
+_SIGMA_MIN = 0.3
+_SIGMA_MAX = 2.0
 _SIGMA_SHARE = 1 / 28
 
 
@@ -95,7 +96,7 @@ class ImageAugment:
         c = self.config
         if not c.blur:
             return x
-        sigma_max = min(_SIGMA_MAX, max(min(x.shape[2:]) * _SIGMA_SHARE, 2 * _SIGMA_MIN))
+        sigma_max = min(_SIGMA_MAX, max(min(x.shape[2:]) * _SIGMA_SHARE, 0.5))
         radius = math.ceil(2 * sigma_max)
         sigma = _SIGMA_MIN + (sigma_max - _SIGMA_MIN) * u_NP[:, _SIGMA]
         offsets = torch.arange(1, radius + 1, device=x.device)
