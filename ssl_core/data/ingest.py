@@ -1,0 +1,333 @@
+"""The step ``ingest``: from a source to an untagged candidate in the data repository.
+
+The source is read twice: once to decode, measure and compare every image, once to write the encoded bytes in the dataset's
+order. In between only measures and small thumbnails are kept, about a kilobyte a sample, so memory does not follow the
+size of the images. What cannot be used is listed with its reason; nothing is committed unless everything went well.
+"""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import json
+import os
+import threading
+import time
+from collections import deque
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from itertools import islice
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ssl_core.config.project import DataConfig, ProjectConfig
+from ssl_core.config.settings import Settings
+from ssl_core.contracts import DatasetRef, StepResult
+from ssl_core.data import dataset, duplicates, images, splits
+from ssl_core.data.sources import Item, Refused, open_source
+from ssl_core.errors import CheckFailed, TryAgain, UserError
+from ssl_core.step import Output, StepContext, StepOutput
+from ssl_core.store import storage_errors
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+_CHUNK = 64
+_THREADS = min(4, os.cpu_count() or 1)
+_SHOWN = 10
+
+
+@dataclass(slots=True)
+class _Sample:
+    """One usable file, without its pixels."""
+
+    item: Item
+    position: int  # among the source's items, and in the array of thumbnails
+    digest: bytes  # of the encoded bytes, to notice a file that changes between the two readings
+    sample_id: str
+    width: int
+    height: int
+    channels: int
+    size: int
+    brightness: float
+    contrast: float
+    label: str | None
+
+
+@dataclass(frozen=True)
+class _Problem:
+    file: str
+    reason: str
+
+
+def fingerprint(project: ProjectConfig) -> str:
+    """Changes whenever the source may have changed; reads no image."""
+    return open_source(project).fingerprint()
+
+
+def run(ctx: StepContext) -> StepOutput:
+    """Reads the source and commits a candidate.
+
+    Raises ``UserError`` for a missing, empty or wrongly labelled source, ``CheckFailed`` (with the list of files) where more than
+    ``data.max_quarantined`` cannot be used, ``TryAgain`` where storage fails, files change underneath, or the process is stopped.
+    """
+    from ssl_core.data.reader import read_manifest
+    from ssl_core.data.repository import DataRepository
+
+    started = time.monotonic()
+    project, config = ctx.project, ctx.project.data
+    source = open_source(project)
+    repository = DataRepository(ctx.settings, ctx.progress)
+    latest = repository.latest(project.name)
+    before = read_manifest(latest, ctx.settings) if latest else None
+
+    thumbnails = np.empty((len(source), 3, duplicates.THUMBNAIL_SIDE, duplicates.THUMBNAIL_SIDE), dtype=np.uint8)
+    found, quarantined = _read(ctx, source.items(), len(source), thumbnails)
+    samples, conflicts = _drop_copies(found, before)
+    report = _write_report(ctx, config, len(source), quarantined, conflicts)
+    _judge(project, len(source), len(samples), quarantined, report)
+
+    manifest = _manifest(samples, thumbnails[[s.position for s in samples]], config, before, _number(latest) + 1)
+    by_id = {sample.sample_id: sample for sample in samples}
+    ordered = [by_id[sample_id] for sample_id in manifest["sample_id"]]
+    with ctx.store.scratch() as scratch, storage_errors(str(scratch)):
+        with ctx.progress.bar("write shards", len(ordered), "images") as bar:
+
+            def next_row() -> None:
+                _check_stop(ctx.stop)
+                bar.advance(1)
+
+            info = dataset.write_dataset(
+                scratch / "data", manifest, lambda row: _read_again(ordered[row]), name=project.name,
+                classes=list(config.classes) if config.classes else sorted({s.label for s in samples if s.label is not None}),
+                quarantined=len(quarantined), duplicates=len(found) - len(samples), on_row=next_row,
+            )
+        candidate = repository.commit_candidate(project.name, scratch / "data", f"ingest/{ctx.key}", parent=latest)
+    report.outputs["candidate"] = candidate
+    report.metrics |= {
+        "rows": info.rows, "labelled": info.labelled, "classes": len(info.classes), "duplicates": info.duplicates,
+        "near_duplicate_groups": info.near_duplicate_groups, "quarantined": info.quarantined,
+        "seconds": round(time.monotonic() - started, 3),
+    }
+    added = int((~manifest["sample_id"].isin(before["sample_id"])).sum()) if before is not None else len(manifest)
+    report.summary = _summary(info, latest, added) + report.summary
+    return report
+
+
+def still_there(result: StepResult, settings: Settings) -> bool:
+    """Whether the candidate that ``result`` names can still be published, and its content is in the DVC remote."""
+    from ssl_core.data.reader import check_remote
+    from ssl_core.data.repository import DataRepository
+
+    candidate = result.outputs.get("candidate")
+    if not isinstance(candidate, DatasetRef):
+        return False
+    try:
+        check_remote(candidate, settings)
+    except TryAgain:  # gone or out of reach: ingest runs again, and says so where it cannot
+        return False
+    return DataRepository(settings).is_publishable(candidate)
+
+
+# ---- reading
+
+
+def _read(ctx: StepContext, items: Iterator[Item], count: int, thumbnails: np.ndarray) -> tuple[list[_Sample], list[_Problem]]:
+    """Decodes all items on a few threads, a bounded number at a time, in order. Fills ``thumbnails``."""
+    samples: list[_Sample] = []
+    problems: list[_Problem] = []
+    numbered = enumerate(items)
+    pending: deque[Future[list[_Sample | _Problem]]] = deque()
+    pool = ThreadPoolExecutor(_THREADS, thread_name_prefix="ingest")
+    try:
+        with ctx.progress.bar("read images", count, "images") as bar:
+            while True:
+                while len(pending) < 2 * _THREADS and (chunk := list(islice(numbered, _CHUNK))):
+                    pending.append(pool.submit(_decode_chunk, chunk, ctx.project.data, thumbnails, ctx.stop))
+                if not pending:
+                    return samples, problems
+                outcome = pending.popleft().result()
+                for one in outcome:
+                    if isinstance(one, _Sample):
+                        samples.append(one)
+                    else:
+                        problems.append(one)
+                bar.advance(len(outcome), quarantined=len(problems))
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _decode_chunk(
+    chunk: Sequence[tuple[int, Item]], config: DataConfig, thumbnails: np.ndarray, stop: threading.Event
+) -> list[_Sample | _Problem]:
+    outcome: list[_Sample | _Problem] = []
+    for position, item in chunk:
+        _check_stop(stop)
+        try:
+            data = item.read()
+            info = images.decode(data, max_pixels=config.max_pixels, min_side=config.min_side)
+        except (Refused, images.BadImage) as error:
+            outcome.append(_Problem(item.name, str(error)))
+            continue
+        thumbnails[position] = images.thumbnail(info.image, duplicates.THUMBNAIL_SIDE)
+        outcome.append(
+            _Sample(
+                item=item, position=position, digest=_digest(data), sample_id=info.sample_id, width=info.width, height=info.height,
+                channels=info.channels, size=len(data), brightness=info.brightness, contrast=info.contrast, label=item.label,
+            )
+        )
+    return outcome
+
+
+def _read_again(sample: _Sample) -> bytes:
+    try:
+        data = sample.item.read()
+    except Refused as error:
+        raise _changed(sample) from error
+    if _digest(data) != sample.digest:
+        raise _changed(sample)
+    return data
+
+
+def _changed(sample: _Sample) -> TryAgain:
+    return TryAgain("the file changed while it was being ingested; nothing was committed", place=sample.item.name, next_step="run ingest again once the source is at rest")
+
+
+def _digest(data: bytes) -> bytes:
+    return hashlib.sha256(data).digest()
+
+
+def _check_stop(stop: threading.Event) -> None:
+    if stop.is_set():
+        raise TryAgain("told to stop; nothing was committed", next_step="run ingest again")
+
+
+# ---- from files to rows
+
+
+def _drop_copies(found: list[_Sample], before: pd.DataFrame | None) -> tuple[list[_Sample], list[_Problem]]:
+    """One sample for each content: the copy that the last version knew, or else the first by name."""
+    names = dict(zip(before["sample_id"], before["source"], strict=True)) if before is not None else {}
+    copies: dict[str, list[_Sample]] = {}
+    for sample in found:
+        copies.setdefault(sample.sample_id, []).append(sample)
+    kept: list[_Sample] = []
+    conflicts: list[_Problem] = []
+    for sample_id, group in copies.items():
+        chosen = next((sample for sample in group if sample.item.name == names.get(sample_id)), group[0])
+        labels = sorted({sample.label for sample in group if sample.label is not None})
+        chosen.label = labels[0] if len(labels) == 1 else None
+        if len(labels) > 1:
+            listed = ", ".join(f"{sample.item.name} is {sample.label!r}" for sample in group[:_SHOWN])
+            conflicts.append(_Problem(chosen.item.name, f"copies of one image have different labels, kept without label: {listed}"))
+        kept.append(chosen)
+    return kept, conflicts
+
+
+def _manifest(
+    samples: list[_Sample], thumbnails: np.ndarray, config: DataConfig, before: pd.DataFrame | None, version: int
+) -> pd.DataFrame:
+    """The rows of the new version in their order; what the last version knew keeps its group, arrival and first version."""
+    import pandas as pd
+
+    known: dict[str, Any] = {str(row.sample_id): row for row in before.itertuples()} if before is not None else {}
+    now = pd.Timestamp(datetime.now(UTC)).as_unit("us")
+    pairs = duplicates.near_duplicate_pairs(thumbnails) if config.near_duplicates else np.empty((0, 2), dtype=np.int64)
+    groups = duplicates.assign_groups(
+        [sample.sample_id for sample in samples], pairs, {key: (row.first_version, row.group) for key, row in known.items()}
+    )
+    rows = [
+        {
+            "sample_id": sample.sample_id,
+            "split": splits.side(group, config.split),
+            "group": group,
+            "label": sample.label,
+            "source": sample.item.name,
+            "arrived_at": known[sample.sample_id].arrived_at if sample.sample_id in known else now,
+            "first_version": known[sample.sample_id].first_version if sample.sample_id in known else version,
+            "width": sample.width,
+            "height": sample.height,
+            "channels": sample.channels,
+            "bytes": sample.size,
+            "brightness": sample.brightness,
+            "contrast": sample.contrast,
+        }
+        for sample, group in zip(samples, groups, strict=True)
+    ]
+    frame = pd.DataFrame(rows)
+    frame["label"] = frame["label"].astype(object)
+    return frame.sort_values(["first_version", "sample_id"], ignore_index=True)
+
+
+def _number(ref: DatasetRef | None) -> int:
+    return int(ref.tag.rsplit("@v", 1)[1]) if ref and ref.tag else 0
+
+
+# ---- reports
+
+
+def _write_report(ctx: StepContext, config: DataConfig, files: int, quarantined: list[_Problem], conflicts: list[_Problem]) -> StepOutput:
+    """``quarantine/quarantine.json`` and ``.csv`` in the step's output."""
+    folder = ctx.out / "quarantine"
+    with storage_errors(str(folder)):
+        folder.mkdir(parents=True, exist_ok=True)
+        listing = {
+            "files": files, "limit": config.max_quarantined,
+            "quarantined": [{"file": p.file, "reason": p.reason} for p in quarantined],
+            "conflicting_labels": [{"file": p.file, "reason": p.reason} for p in conflicts],
+        }
+        (folder / "quarantine.json").write_text(json.dumps(listing, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+        with (folder / "quarantine.csv").open("w", newline="", encoding="utf-8") as text:
+            csv.writer(text).writerows([("file", "reason"), *((p.file, p.reason) for p in [*quarantined, *conflicts])])
+    if quarantined or conflicts:
+        ctx.tracker.artifact(folder / "quarantine.csv", "ingest")
+    summary = _listing("could not be used", quarantined) + _listing("had copies with different labels", conflicts)
+    return StepOutput(outputs={"quarantine": Output("report", "quarantine")}, summary=summary)
+
+
+def _judge(project: ProjectConfig, files: int, usable: int, quarantined: list[_Problem], report: StepOutput) -> None:
+    limit = project.data.max_quarantined
+    if not usable:
+        first = "; ".join(f"{p.file}: {p.reason}" for p in quarantined[:3])
+        raise UserError(f"none of the {files} files in {project.data.source} can be used ({first})", place="data.source", next_step="point data.source at images")
+    if len(quarantined) > limit * files:
+        report.metrics |= {"quarantined": len(quarantined), "rows": usable}
+        raise CheckFailed(
+            f"{len(quarantined)} of {files} files could not be used, more than data.max_quarantined ({limit:.1%}); "
+            "nothing was committed, the last published version stays in use",
+            place=project.data.source,
+            next_step="mend or remove the files listed in quarantine.csv, or raise data.max_quarantined",
+            output=report,
+        )
+
+
+def _listing(what: str, problems: list[_Problem]) -> str:
+    """A short Markdown list; the whole one is in the report."""
+    if not problems:
+        return ""
+    lines = [f"- `{_cut(p.file, 80)}`: {_cut(p.reason, 160)}" for p in problems[:_SHOWN]]
+    if len(problems) > _SHOWN:
+        lines.append(f"- and {len(problems) - _SHOWN} more, see quarantine.csv")
+    return f"\n{len(problems)} file{'s' if len(problems) > 1 else ''} {what}:\n\n" + "\n".join(lines) + "\n"
+
+
+def _cut(text: str, length: int) -> str:
+    flat = text.replace("`", "'").replace("\n", " ")
+    return flat if len(flat) <= length else flat[: length - 1] + "…"
+
+
+def _summary(info: dataset.DatasetInfo, latest: DatasetRef | None, added: int) -> str:
+    lines = [
+        f"**{info.rows:,} images**, {info.labelled:,} labelled, {len(info.classes)} classes; "
+        + (f"{added:,} new since {latest.tag}" if latest else "the first version")
+        + f". {info.duplicates:,} exact copies dropped, {info.near_duplicate_groups:,} groups of near-duplicates, {info.quarantined:,} quarantined.",
+        "",
+        "| split | images | labelled |",
+        "|---|---:|---:|",
+        *(f"| {split} | {counts.rows:,} | {counts.labelled:,} |" for split, counts in info.counts.items()),
+    ]
+    return "\n".join(lines) + "\n"
+
