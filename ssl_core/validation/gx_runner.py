@@ -59,9 +59,10 @@ def _build(config: ExpectationConfig, place: str) -> Expectation:
         raise UserError(f"`{misplaced[0]}` belongs beside kwargs, not into it", place=f"{place}.kwargs.{misplaced[0]}")
     if fixed := sorted(set(config.kwargs) & set(_OURS)):
         raise UserError(f"`{fixed[0]}` is set by the platform", place=f"{place}.kwargs.{fixed[0]}", next_step="remove it")
-    kind = get_expectation_impl(config.type)
+    kind: Any = get_expectation_impl(config.type)
     try:
-        return kind(**config.kwargs, severity=config.severity, meta=config.meta)
+        expectation: Expectation = kind(**config.kwargs, severity=config.severity, meta=config.meta)
+        return expectation
     except (ValueError, TypeError) as error:  # pydantic v1's ValidationError is a ValueError
         arguments = sorted(set(kind.__fields__) - {*_BESIDE, *_OURS})
         raise UserError(
@@ -72,10 +73,10 @@ def _build(config: ExpectationConfig, place: str) -> Expectation:
 
 def _problems(error: Exception, arguments: list[str]) -> list[str]:
     """One phrase per wrong argument: pydantic reports each alternative of a union, and the first is the telling one."""
-    details = error.errors() if hasattr(error, "errors") else [{"loc": (), "msg": str(error), "type": ""}]
+    details: list[Any] = error.errors() if hasattr(error, "errors") else [{"loc": (), "msg": str(error), "type": ""}]
     problems: dict[str, str] = {}
     for detail in details:
-        name = ".".join(str(part) for part in detail["loc"] if part != "__root__")
+        name: str = ".".join(str(part) for part in detail["loc"] if part != "__root__")
         if detail["type"] == "value_error.extra":
             near = difflib.get_close_matches(name, arguments, n=1, cutoff=0.6)
             message = f"unknown argument `{name}`" + (f", did you mean `{near[0]}`?" if near else "")
@@ -95,7 +96,7 @@ def run(frame: pd.DataFrame, expectations: Sequence[Expectation]) -> list[Outcom
     (a missing column, no rows, an exception) has a ``reason`` and does not pass.
     """
     context = gx.get_context(mode="ephemeral")
-    context.variables.progress_bars = {"globally": False}
+    context.variables.progress_bars = {"globally": False}  # type: ignore[assignment]
     asset = context.data_sources.add_pandas("pandas").add_dataframe_asset("manifest")
     batch = asset.add_batch_definition_whole_dataframe("all").get_batch({"dataframe": frame})
     with warnings.catch_warnings():
@@ -129,7 +130,8 @@ def _judge(frame: pd.DataFrame, batch: Any, expectation: Expectation) -> Outcome
 
 def _matches(batch: Any, kwargs: dict[str, Any]) -> bool:
     """Whether any row fulfils the row condition: over none, most expectations would pass unseen."""
-    some = get_expectation_impl("expect_table_row_count_to_be_between")(
+    count: Any = get_expectation_impl("expect_table_row_count_to_be_between")
+    some = count(
         min_value=1, row_condition=kwargs["row_condition"], condition_parser=kwargs.get("condition_parser")
     )
     result = batch.validate(some, result_format="SUMMARY")
@@ -161,9 +163,9 @@ def _outcome(result: Any, columns: tuple[str, ...]) -> Outcome:
         if missing:
             observed += f", {missing:,} empty"
     elif (value := found.get("observed_value")) is not None:
-        observed = printable(value, 300)
+        observed = f"{value:,}" if isinstance(value, int) else printable(value, 300)
     else:
         parts = [f"{name.removeprefix('partial_')}: {printable(found[name], 300)}" for name in found if found[name] and name != "observed_value"]
-        observed = "; ".join(parts)
+        observed = "; ".join(parts) or ("as expected" if result.success else "")
     rows = tuple(i for i in (found.get("partial_unexpected_index_list") or ()) if isinstance(i, int))[:_EXAMPLES]
     return Outcome(bool(result.success), observed, rows=rows, columns=columns)

@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
-from typing import Any
 
 import jinja2
 
-from ssl_core.validation.profile import Column, Table
+from ssl_core.validation.profile import NO_LABEL, Column, Table
 from ssl_core.validation.report import ValidationReport, printable
 
 
@@ -17,7 +16,8 @@ def render(report: ValidationReport, *, name: str, facts: Mapping[str, str], col
     """The page. ``facts`` are the figures below the verdict, title to value."""
     return _template().render(
         report=report, name=name, facts=facts, columns=columns, classes=classes,
-        shown=[*report.failed, *report.warnings], largest=_largest(classes),
+        shown=[*report.failed, *report.warnings], no_label=NO_LABEL,
+        largest=max((n for label, row in classes.rows if label != NO_LABEL for n in row), default=0),
     )  # fmt: skip
 
 
@@ -31,16 +31,14 @@ def _template() -> jinja2.Template:
     return environment.get_template("report.html")
 
 
-def _bars(counts: tuple[int, ...], width: float = 5.0, height: float = 28.0) -> list[dict[str, Any]]:
+def _bars(counts: tuple[int, ...], width: float = 120.0, height: float = 28.0) -> list[dict[str, str]]:
     """Rectangles of a sparkline; a bin that holds anything is at least one unit high, so that outliers show."""
     top = max(counts)
     heights = [0.0 if not n else max(1.5, height * n / top) for n in counts]
-    return [{"x": f"{i * width:g}", "y": f"{height - h:.4g}", "h": f"{h:.4g}"} for i, h in enumerate(heights)]
+    step = min(width / len(counts), 12.0)
+    return [{"x": f"{i * step:.4g}", "y": f"{height - h:.4g}", "w": f"{step - 1:.4g}", "h": f"{h:.4g}"} for i, h in enumerate(heights)]
 
 
 def _width(count: int, largest: int) -> str:
     return f"{100 * count / largest:.3g}" if largest else "0"
 
-
-def _largest(classes: Table) -> int:
-    return max((n for _, row in classes.rows for n in row), default=0)

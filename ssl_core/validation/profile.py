@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
@@ -11,6 +11,7 @@ from ssl_core.validation.report import printable
 
 _BINS = 24
 _TOP = 12
+NO_LABEL = "(no label)"
 
 
 @dataclass(frozen=True)
@@ -34,7 +35,9 @@ class Table:
 
     splits: tuple[str, ...] = ()
     rows: tuple[tuple[str, tuple[int, ...]], ...] = ()
-    total: tuple[int, ...] = field(default=())
+    total: tuple[int, ...] = ()
+    hidden: int = 0
+    """Classes beyond those shown."""
 
 
 def columns(frame: pd.DataFrame) -> list[Column]:
@@ -47,11 +50,13 @@ def by_class(frame: pd.DataFrame, most: int = 60) -> Table:
     if frame.empty or not {"label", "split"} <= set(frame.columns):
         return Table()
     labels = frame["label"].astype("object").where(frame["label"].notna(), None)
-    counts = pd.crosstab(labels.map(lambda v: "(no label)" if v is None else printable(v, 60)), frame["split"].map(lambda v: printable(v, 30)))
+    counts = pd.crosstab(labels.map(lambda v: NO_LABEL if v is None else printable(v, 60)), frame["split"].map(lambda v: printable(v, 30)))
     order = [s for s in ("train", "val", "test", "vault") if s in counts.columns]
     counts = counts[[*order, *[c for c in counts.columns if c not in order]]]
     rows = tuple((str(name), tuple(int(n) for n in values)) for name, values in zip(counts.index, counts.to_numpy(), strict=True))
-    return Table(tuple(map(str, counts.columns)), rows[:most], tuple(int(n) for n in counts.sum()))
+    rows = tuple(row for row in rows if row[0] != NO_LABEL) + tuple(row for row in rows if row[0] == NO_LABEL)
+    hidden = max(0, len(rows) - most)
+    return Table(tuple(map(str, counts.columns)), rows[hidden:], tuple(int(n) for n in counts.sum()), hidden)
 
 
 def _column(name: str, series: pd.Series) -> Column:
@@ -61,9 +66,9 @@ def _column(name: str, series: pd.Series) -> Column:
     if pd.api.types.is_numeric_dtype(series) and not pd.api.types.is_bool_dtype(series):
         values = known.to_numpy(dtype=float)
         return _measured(name, kind, missing, known, values, known.map(lambda v: f"{v:.6g}"))
-    counts = known.map(lambda v: printable(v, 60)).value_counts()
+    counts = known.astype("object").map(lambda v: v if isinstance(v, str) else str(v)).value_counts()
     few = len(counts) <= _TOP or (len(counts) and counts.iloc[0] >= max(3, 0.02 * len(series)))
-    top = tuple((str(value), int(n)) for value, n in counts.head(_TOP).items()) if few else ()
+    top = tuple((printable(value, 60), int(n)) for value, n in counts.head(_TOP).items()) if few else ()
     return Column(name, kind, missing, len(counts), top=top)
 
 
@@ -74,5 +79,7 @@ def _measured(name: str, kind: str, missing: int, known: pd.Series, values: np.n
         return Column(name, kind, missing, 0)
     order = np.argsort(values, kind="stable")
     low, middle, high = (str(shown.iloc[order[i]]) for i in (0, (len(order) - 1) // 2, -1))
-    histogram = tuple(int(n) for n in np.histogram(values, bins=_BINS)[0]) if values.min() < values.max() else ()
+    spread = values.max() - values.min()
+    bins = int(min(_BINS, spread + 1)) if pd.api.types.is_integer_dtype(known) else _BINS  # no empty bins between whole numbers
+    histogram = tuple(int(n) for n in np.histogram(values, bins=bins)[0]) if spread else ()
     return Column(name, kind, missing, int(known.nunique()), low, middle, high, histogram)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import unicodedata
+from numbers import Integral, Real
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -102,7 +103,10 @@ def printable(value: object, limit: int = _SHOWN_CHARACTERS) -> str:
     reading direction are shown as escapes, and what is longer than ``limit`` is cut. Escaping for HTML or Markdown is
     the renderer's.
     """
-    text = value if isinstance(value, str) else f"{value:.6g}" if isinstance(value, float) else str(value)
+    if isinstance(value, str | bool) or not isinstance(value, Real):
+        text = str(value)
+    else:
+        text = str(value) if isinstance(value, Integral) else f"{float(value):.6g}"
     cut = text[:limit]
     shown = "".join(
         c if c == " " or unicodedata.category(c)[0] not in "CZ" else c.encode("unicode_escape", "surrogatepass").decode()

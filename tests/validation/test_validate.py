@@ -62,9 +62,12 @@ def test_sound_data_passes_and_leaves_a_report(step: Callable[..., StepContext])
     assert output.outputs == {"validation": Output("validation", "validation")}
     assert output.metrics == {"evaluated": 10, "failed": 0, "warnings": 0}
     assert output.links == {"Validation report": "http://tracking/report.html"}
-    assert "All 10 checks passed" in output.summary and "200 samples (60 labelled)" in output.summary
+    assert "All 10 checks passed" in output.summary
+    assert "200 samples (60 labelled)" in output.summary
     found = json.loads((ctx.out / "validation" / "validation.json").read_text())
-    assert found["passed"] is True and found["dataset"]["rows"] == 200 and len(found["checks"]) == 10
+    assert found["passed"] is True
+    assert found["dataset"]["rows"] == 200
+    assert len(found["checks"]) == 10
     assert isinstance(ctx.tracker, NoTracker)
     assert set(ctx.tracker.logged_artifacts) == {"validation/report.html", "validation/validation.json"}
     assert "✓ Passed" in page(ctx)
@@ -98,16 +101,21 @@ def test_a_critical_failure_ends_with_a_report_that_is_named(step: Callable[...,
     assert error.exit_code == 3
     assert "width values to be between: 200 of 200 values unexpected" in error.cause
     assert "report.html" in error.next_step
-    assert isinstance(error.output, StepOutput) and error.output.outputs == {"validation": Output("validation", "validation")}
-    assert error.output.metrics["failed"] == 1 and "1 of 11 checks failed" in error.output.summary
-    assert "✗ Failed" in page(ctx) and "pets/0.png" in page(ctx)
+    assert isinstance(error.output, StepOutput)
+    assert error.output.outputs == {"validation": Output("validation", "validation")}
+    assert error.output.metrics["failed"] == 1
+    assert "1 of 11 checks failed" in error.output.summary
+    assert "✗ Failed" in page(ctx)
+    assert "pets/0.png" in page(ctx)
 
 
 def test_warnings_are_shown_and_stop_nothing(step: Callable[..., StepContext]) -> None:
     ctx = step(validation={"expectations": [WIDE | {"severity": "warning", "meta": {"why": "only a hint"}}]})
     output = validate.run(ctx)
-    assert output.metrics["warnings"] == 1 and "- warning:" in output.summary
-    assert "Passed, with warnings" in page(ctx) and "only a hint" in page(ctx)
+    assert output.metrics["warnings"] == 1
+    assert "- warning:" in output.summary
+    assert "Passed, with warnings" in page(ctx)
+    assert "only a hint" in page(ctx)
 
 
 def test_a_manifest_that_lost_rows_does_not_pass(step: Callable[..., StepContext]) -> None:
@@ -154,12 +162,16 @@ def test_hostile_strings_stay_text(step: Callable[..., StepContext], manifest: p
     html = page(ctx)
     for inert in ("<script", "<img", "<b>column", "<i>value", "<u>set", "<em>why"):
         assert inert not in html
-    assert "&lt;script&gt;alert(1)&lt;/script&gt;" in html and "{{ 7*7 }}" in html and "日本語 ✓" in html
+    assert "&lt;script&gt;alert(1)&lt;/script&gt;" in html
+    assert "{{ 7*7 }}" in html
+    assert "日本語 ✓" in html
     assert not set(html) & {"\u202e", "\x00", "\x1b", "\r"}
-    assert "\\u202egnp.exe" in html and "(1,000,000 characters)" in html
+    assert "\\u202egnp.exe" in html
+    assert "(1,000,000 characters)" in html
     assert len(html) < 200_000
     summary = caught.value.output.summary
-    assert len(summary.encode()) < SUMMARY_BYTES_LIMIT and "\x1b" not in str(caught.value)
+    assert len(summary.encode()) < SUMMARY_BYTES_LIMIT
+    assert "\x1b" not in str(caught.value)
     json.loads((ctx.out / "validation" / "validation.json").read_text(encoding="utf-8"))
 
 
