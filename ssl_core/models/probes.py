@@ -27,12 +27,13 @@ GRAPH_NEIGHBOURS = 10
 SPREAD_ALPHA = 0.95
 """Zhou et al. 2004 use 0.99. Both numbers were set on raw pixels of digits, hence in favour of the classical baseline."""
 
-LINEAR_GRID = (0.01, 1.0, 100.0)
-LINEAR_DEFAULT = 1.0
+LINEAR_GRID = (1.0, 10.0, 100.0)
+LINEAR_DEFAULT = 10.0
 """Inverse penalty of the linear probe where the labels are too few to cross-validate."""
 
 _DENSE_LIMIT = 8192  # up to here one dense Cholesky factorisation is faster than iterating
 _CHUNK = 2048
+_SOLVE_VALUES = 20_000_000  # right-hand sides solved at once: 80 MB
 
 
 def unit(embeddings: Array) -> Array:
@@ -85,6 +86,7 @@ def linear_scores(train: Array, labels: Array, test: Array, classes: int | None 
     Arguments and result as ``knn_scores``. A class without a label gets probability 0.
     """
     from sklearn.linear_model import LogisticRegression
+    from threadpoolctl import threadpool_limits
 
     known = labels >= 0
     y = np.asarray(labels)[known]
@@ -101,14 +103,14 @@ def linear_scores(train: Array, labels: Array, test: Array, classes: int | None 
         return scores
 
     def fit(rows: Array, strength: float) -> LogisticRegression:
-        return LogisticRegression(C=strength * 10, max_iter=300, tol=1e-3).fit(x[rows], y[rows])
+        return LogisticRegression(C=strength, max_iter=200, tol=1e-3).fit(x[rows], y[rows])
 
     smallest = int(np.bincount(y)[present].min())
-    best = LINEAR_DEFAULT
-    if smallest >= 2:
-        best = _choose_penalty(fit, x, y, min(3, smallest), seed)
-    model = fit(np.arange(len(y)), best)
-    scores[:, model.classes_] = model.predict_proba(z)
+    # Such matrices are too small for threads: they would wait for each other, above all on a busy machine.
+    with threadpool_limits(1, user_api="blas"):
+        best = _choose_penalty(fit, x, y, min(3, smallest), seed) if smallest >= 2 else LINEAR_DEFAULT
+        model = fit(np.arange(len(y)), best)
+        scores[:, model.classes_] = model.predict_proba(z)
     return scores
 
 
@@ -272,6 +274,14 @@ class SpreadGraph:
         b, n, total = scores.shape
         flat = vote @ np.ascontiguousarray(scores.transpose(1, 0, 2)).reshape(n, b * total)
         return np.asarray(flat, dtype=np.float32).reshape(-1, b, total).transpose(1, 0, 2)
+
+
+    def scores(self, draws: Array, test: Array, classes: int | None = None) -> Array:
+        """``spread`` then ``predict`` for draws ``(B, N)``, a few draws at a time where all would not fit: ``(B, M, K)``."""
+        total = _classes(draws, classes)
+        step = max(1, _SOLVE_VALUES // (draws.shape[1] * total))
+        parts = [self.predict(test, self.spread(draws[i : i + step], total)) for i in range(0, len(draws), step)]
+        return np.concatenate(parts)
 
 
 def spread_labels(train: Array, labels: Array, classes: int | None = None) -> Array:

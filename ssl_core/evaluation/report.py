@@ -1,0 +1,123 @@
+"""An evaluation for people and for programs: a table, a few lines of Markdown, and JSON."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ssl_core.errors import UserError
+
+if TYPE_CHECKING:
+    from rich.console import Group
+
+EVALUATION_FILE = "evaluation.json"
+_INTERVAL = ("mean", "low", "high")
+_SUMMARY_LIMIT = 3500  # bytes; a step's whole result has 8 KB
+
+
+def read_evaluation(folder: Path) -> dict[str, Any]:
+    """The content of ``evaluation.json`` in a step's output folder."""
+    path = folder / EVALUATION_FILE
+    try:
+        report: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        if report["schema_version"] != 1:
+            raise ValueError(f"schema version {report['schema_version']}, this program reads 1")
+        return report
+    except (OSError, KeyError, ValueError) as error:
+        raise UserError(
+            f"not a readable evaluation ({error})", place=str(path), next_step="run the project again: ssl-core run PROJECT"
+        ) from None
+
+
+def render(report: Mapping[str, Any]) -> Group:
+    """The table for a terminal: accuracy at each label budget, with 95% intervals, and the fine-tuned model below."""
+    from rich.console import Group
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(title=f"Accuracy on {report['test_set']['n']:,} test images, mean [95% interval]", title_justify="left")
+    table.add_column("labels", justify="right")
+    for name in ("best classical", "random init", f"pretrained ({report['probe']})", "gain over the better"):
+        table.add_column(name, no_wrap=True)
+    for row in report["label_budgets"]:
+        classical = f"{_percent(row['classical'])}  {_baseline(row)}"
+        gain = _gain(row)
+        style = "bold green" if gain["low"] > 0 else "bold red" if gain["high"] < 0 else ""
+        table.add_row(
+            _labels(row), Text(classical), Text(_percent(row["random_init"])), Text(_percent(row["pretrained"]), style="bold"),
+            Text(_signed(gain), style=style),
+        )  # fmt: skip
+    lines = [Text(_model_line(report)), *(Text(note, style="yellow") for note in report.get("notes", ()))]
+    return Group(table, *lines)
+
+
+def markdown(report: Mapping[str, Any]) -> str:
+    """The step's summary: the verdict in a sentence, then the table."""
+    lines = [_model_line(report), "", "| labels | best classical | random init | pretrained | gain over the better |", "|---:|---|---|---|---|"]
+    for row in report["label_budgets"]:
+        lines.append(
+            f"| {_labels(row)} | {_percent(row['classical'])} {_baseline(row)} | {_percent(row['random_init'])} "
+            f"| {_percent(row['pretrained'])} | {_signed(_gain(row))} |"
+        )
+    lines += ["", f"Mean accuracy [95% interval] on {report['test_set']['n']:,} test images; probe: {report['probe']}."]
+    text = "\n".join([*lines, *(f"- {note}" for note in report.get("notes", ()))])
+    while len(text.encode()) > _SUMMARY_LIMIT:  # very many budgets: the whole table is in the report
+        text = text[: len(text) * 9 // 10].rsplit("\n", 1)[0]
+    return text
+
+
+def as_json(report: Mapping[str, Any], *, version: str | None = None, links: Mapping[str, str] | None = None) -> dict[str, Any]:
+    """What ``ssl-core report --json`` prints."""
+    keep = {"classical": ("name", *_INTERVAL), "random_init": ("probe", *_INTERVAL), "pretrained": ("probe", *_INTERVAL)}
+    return {
+        "project": report["project"],
+        "version": version,
+        "dataset": report["dataset"]["version"],
+        "encoder": report["encoder"],
+        "test_set": report["test_set"],
+        "label_budgets": [
+            {"labels": row["labels"], "count": row["count"]}
+            | {method: {key: row[method][key] for key in keys} for method, keys in keep.items()}
+            | {"differences": row["differences"]}
+            for row in report["label_budgets"]
+        ],
+        "model": {key: value for key, value in report["model"].items() if key != "confusion"},
+        "random_init_model": {key: value for key, value in report["random_init_model"].items() if key != "confusion"},
+        "model_minus_random_init": report["model_minus_random_init"],
+        "notes": list(report.get("notes", ())),
+        "links": dict(links or {}),
+    }
+
+
+def _labels(row: Mapping[str, Any]) -> str:
+    return f"all ({row['count']:,})" if row["labels"] == "all" else f"{row['labels']:,}"
+
+
+def _percent(value: Mapping[str, float]) -> str:
+    return f"{value['mean']:.3f} [{value['low']:.3f}, {value['high']:.3f}]"
+
+
+def _signed(value: Mapping[str, float]) -> str:
+    return f"{value['mean']:+.3f} [{value['low']:+.3f}, {value['high']:+.3f}]"
+
+
+def _baseline(row: Mapping[str, Any]) -> str:
+    return "(SVM)" if row["classical"]["name"].startswith("SVM") else "(spreading)"
+
+
+def _gain(row: Mapping[str, Any]) -> Mapping[str, float]:
+    """The paired difference to whichever of the two others is the stronger."""
+    other = max(("classical", "random_init"), key=lambda method: row[method]["mean"])
+    difference: Mapping[str, float] = row["differences"][f"pretrained_minus_{other}"]
+    return difference
+
+
+def _model_line(report: Mapping[str, Any]) -> str:
+    model, twin, gap = report["model"], report["random_init_model"], report["model_minus_random_init"]
+    interval = {"mean": model["accuracy"], "low": model["low"], "high": model["high"]}
+    return (
+        f"Fine-tuned model: accuracy {_percent(interval)}, macro F1 {model['macro_f1']:.3f}, calibration error {model['ece']:.3f}. "
+        f"Same recipe from random weights: {twin['accuracy']:.3f} (difference {_signed(gap)})."
+    )
