@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import http.client
+import logging
 import os
 import urllib.error
 import urllib.request
@@ -31,7 +32,6 @@ _CLIENT_ENVIRONMENT = {
     "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
     "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
     "MLFLOW_PRINT_MODEL_URLS_ON_CREATION": "false",
-    "MLFLOW_LOGGING_LEVEL": "WARNING",
 }
 
 
@@ -127,6 +127,9 @@ def connect(settings: Settings) -> MlflowClient:
     check_reachable(settings)
     import mlflow
 
+    if "MLFLOW_LOGGING_LEVEL" not in os.environ:  # what a person reads is ours
+        for name in ("mlflow", "alembic"):
+            logging.getLogger(name).setLevel(logging.ERROR)
     # Loading `models:/...` and logging a model go through the module's global address.
     mlflow.set_tracking_uri(settings.tracking_url)
     mlflow.set_registry_uri(settings.tracking_url)

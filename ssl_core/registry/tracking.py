@@ -239,8 +239,8 @@ def open_run(
         yield tracker
     except BaseException as error:
         status = "FAILED" if isinstance(error, Exception) else "KILLED"
-        _quietly(lambda: tracker.tags({"ssl.error": _reason(error), "ssl.exit_code": str(getattr(error, "exit_code", 1))}))
-        _quietly(lambda: tracker.close(status))
+        _quietly(tracker.tags, {"ssl.error": _reason(error), "ssl.exit_code": str(getattr(error, "exit_code", 1))})
+        _quietly(tracker.close, status)
         raise
     tracker.close("FINISHED")
 
@@ -250,9 +250,9 @@ def _reason(error: BaseException) -> str:
     return str(error) if isinstance(error, StepError) else f"{type(error).__name__}: {error}".splitlines()[0][:300]
 
 
-def _quietly(action: Callable[[], None]) -> None:
+def _quietly(action: Callable[[Any], None], argument: Any) -> None:
     """The step's own error must stay the one that is seen, even where MLflow is what failed."""
     try:
-        action()
+        action(argument)
     except Exception as error:
         log.warning("could not close the MLflow run: %s", str(error).splitlines()[0] if str(error) else type(error).__name__)

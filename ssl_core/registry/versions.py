@@ -1,0 +1,144 @@
+"""Registered model versions: from MLflow's records to references and back, by alias, by tag, and as loaded models.
+
+Everything a reference needs is in the version's tags, so that the registry alone is enough to go on from.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ssl_core.config.project import ProjectConfig
+from ssl_core.contracts import ModelRef
+from ssl_core.errors import CheckFailed
+from ssl_core.pipeline import digest, recipe_digest
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+    from mlflow.entities.model_registry import ModelVersion
+
+CHAMPION, CHALLENGER, PREVIOUS = "champion", "challenger", "previous"
+GOLDEN_FILE = "golden.safetensors"
+GOLDEN_TOLERANCE = 1e-5
+_ABSENT = ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE")  # MLflow says the second where an alias is missing
+_MOST_VERSIONS = 1000
+
+
+def encoder_name(project: str) -> str:
+    """The registered name of a project's encoder."""
+    return f"{project}-encoder"
+
+
+def encoder_recipe(project: ProjectConfig) -> str:
+    """Names how an encoder is made, the same on every machine: the thread count that ``resolve`` froze is left out."""
+    return recipe_digest(_machine_independent(project), "pretrain")
+
+
+def model_recipe(project: ProjectConfig, encoder: str) -> str:
+    """Names how a model is made: fine-tuning, and the recipe of its encoder."""
+    return digest({"encoder": encoder, "finetune": recipe_digest(_machine_independent(project), "finetune")})
+
+
+def _machine_independent(project: ProjectConfig) -> ProjectConfig:
+    return project.model_copy(update={"pretrain": project.pretrain.model_copy(update={"threads": "auto"})})
+
+
+def to_ref(version: ModelVersion) -> ModelRef:
+    """The reference of a version that this platform registered; ``KeyError`` for one that it did not."""
+    tags = version.tags
+    return ModelRef(
+        kind=tags["ssl.kind"], name=version.name, version=str(version.version), model_id=tags["ssl.model_id"],
+        run_id=version.run_id or "", uri=tags["ssl.uri"], sha256=tags["ssl.sha256"], producer=tags["ssl.producer"],
+    )  # fmt: skip
+
+
+def _or_none(call: Any, *arguments: Any) -> Any:
+    from mlflow.exceptions import MlflowException
+
+    try:
+        return call(*arguments)
+    except MlflowException as error:
+        if error.error_code in _ABSENT:
+            return None
+        raise
+
+
+def get_version(client: MlflowClient, name: str, version: str) -> ModelVersion | None:
+    """The version, None where it is not there (any more)."""
+    return _or_none(client.get_model_version, name, version)
+
+
+def by_alias(client: MlflowClient, name: str, alias: str) -> ModelVersion | None:
+    """The version that ``alias`` names, None where there is none."""
+    return _or_none(client.get_model_version_by_alias, name, alias)
+
+
+def by_tag(client: MlflowClient, name: str, tag: str, value: str) -> list[ModelVersion]:
+    """The usable versions with this tag, newest first."""
+    found = client.search_model_versions(f"name = '{name}' and tags.`{tag}` = '{value}'", max_results=_MOST_VERSIONS)
+    return sorted((v for v in found if v.status == "READY"), key=lambda v: -int(v.version))
+
+
+def set_alias(client: MlflowClient, name: str, alias: str, version: str | None) -> bool:
+    """Moves ``alias`` to ``version`` (None: takes it away); False where it is there already."""
+    now = by_alias(client, name, alias)
+    if (str(now.version) if now else None) == version:
+        return False
+    if version is None:
+        client.delete_registered_model_alias(name, alias)
+    else:
+        client.set_registered_model_alias(name, alias, version)
+    return True
+
+
+@contextmanager
+def unchanged_path() -> Iterator[None]:
+    """MLflow puts a model's code on ``sys.path`` for good; our own package must stay the first."""
+    before = list(sys.path)
+    try:
+        yield
+    finally:
+        sys.path[:] = before
+
+
+def replay_golden(model_uri: str, golden: Path) -> float:
+    """Largest difference (of features: as a share of the largest one) between what the model at ``model_uri`` answers and what the trainer's network did.
+
+    The images of the golden batch go in as PNG files, through the served model's own preprocessing. Raises
+    ``CheckFailed`` where the model cannot be loaded or called, or answers in another shape.
+    """
+    import mlflow
+    import numpy as np
+    from safetensors.numpy import load_file
+
+    from ssl_core.serving.package import Kind, answer_array, request
+
+    expected = load_file(golden)
+    kind: Kind = "classifier" if "probabilities" in expected else "encoder"
+    wanted = expected["probabilities" if kind == "classifier" else "features"]
+    try:
+        with unchanged_path():
+            model = mlflow.pyfunc.load_model(model_uri)
+        answer = answer_array(kind, model.predict(request(expected["pixels"])))
+    except Exception as error:
+        if type(error).__name__ == "MlflowException" and "API request" in str(error):
+            raise  # the server is away: not the model's fault
+        raise CheckFailed(f"the model cannot be loaded and called: {str(error).splitlines()[0][:300]}", place=model_uri) from error
+    if answer.shape != wanted.shape or not np.isfinite(answer).all():
+        raise CheckFailed(f"the model answers {answer.shape}, the trainer's had {wanted.shape}, or not with finite numbers", place=model_uri)
+    # Features may be large numbers; probabilities are compared as they are.
+    return float(np.abs(answer - wanted).max() / max(1.0, float(np.abs(wanted).max())))
+
+
+def require_golden(model_uri: str, golden: Path) -> float:
+    """``replay_golden``, and ``CheckFailed`` above the tolerance."""
+    difference = replay_golden(model_uri, golden)
+    if not difference <= GOLDEN_TOLERANCE:
+        raise CheckFailed(
+            f"the model does not answer as the trained network did: off by {difference:.3g} on the golden batch, allowed {GOLDEN_TOLERANCE:g}",
+            place=model_uri, next_step="its weights are not the trained ones; remove the step's folder in the store and run again",
+        )
+    return difference

@@ -1,0 +1,38 @@
+"""The served image classifier, in MLflow's models-from-code form: MLflow runs this file to load the model.
+
+In:  column ``image``, encoded image bytes (base64 over REST).
+Out: columns ``label`` (str), ``confidence`` (its probability) and ``probabilities`` (class name to probability).
+"""
+
+from pathlib import Path
+from typing import Any
+
+import mlflow
+import pandas as pd
+
+from ssl_core.models.classifier import load_classifier
+from ssl_core.serving.images import pixels_of
+
+
+class ServedClassifier(mlflow.pyfunc.PythonModel):
+    """Weights and preprocessing come from the artifact ``model``, the folder that the finetune step made."""
+
+    def load_context(self, context: Any) -> None:
+        self._model = load_classifier(Path(context.artifacts["model"]))
+
+    def predict(self, context: Any, model_input: pd.DataFrame, params: Any = None) -> pd.DataFrame:
+        """One row a row; probabilities sum to 1."""
+        model = self._model
+        scores = model.predict_proba(pixels_of(model_input, model.info.preprocessing)).astype(float)
+        best = scores.argmax(axis=1)
+        return pd.DataFrame(
+            {
+                "label": [model.classes[k] for k in best],
+                "confidence": scores.max(axis=1),
+                "probabilities": [dict(zip(model.classes, row, strict=True)) for row in scores.tolist()],
+            },
+            index=model_input.index,
+        )
+
+
+mlflow.models.set_model(ServedClassifier())

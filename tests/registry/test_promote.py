@@ -1,0 +1,271 @@
+"""From registration to promotion, and every way in which it can go wrong in between."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from ssl_core.contracts import RunContext, Verdict
+from ssl_core.errors import CheckFailed, TryAgain, UserError
+from ssl_core.registry import promote, register, versions
+from ssl_core.registry.ledger import Ledger
+from tests.registry.conftest import World, write_classifier
+
+
+def ledger(world: World) -> Ledger:
+    return Ledger(world.store, "tiny")
+
+
+def test_first_champion_and_its_successor(world: World) -> None:
+    first = world.register("a", right=150)
+    assert world.aliases() == {"challenger": "1"}
+    report, given = world.gate(first)
+    assert report.verdict is Verdict.PROMOTE
+    assert report.champion_version is None
+    assert "version 1 is the champion" in world.promote(given).summary
+    assert world.aliases() == {"champion": "1"}
+    assert world.aliases("tiny-encoder") == {"champion": "1"}
+
+    report, given = world.gate(world.register("b", right=170, dataset=2))
+    assert report.champion_version == "1"
+    assert report.metrics["difference"] == pytest.approx(0.1)
+    world.promote(given)
+    assert world.aliases() == {"champion": "2", "previous": "1"}
+    assert [(e.action, e.model_version, e.replaced_version) for e in ledger(world).entries()] == [("PROMOTED", "1", None), ("PROMOTED", "2", "1")]
+    tags = world.client.get_model_version("tiny", "2").tags
+    assert tags["ssl.verdict"] == "PROMOTE"
+    assert tags["ssl.ledger"] == "2"
+
+    # The same data and recipe again: the same verdict, and nothing new.
+    again, given = world.gate(world.register("c", right=200, dataset=2))
+    assert again.verdict is Verdict.PROMOTE
+    assert "already decided in ledger entry 2" in again.reasons[0]
+    assert "nothing new" in world.promote(given).summary
+    assert world.aliases()["champion"] == "2"
+    assert len(ledger(world).entries()) == 2
+
+
+def test_a_worse_challenger_is_rejected_and_recorded(world: World) -> None:
+    world.promote(world.gate(world.register("a", right=180))[1])
+    report, given = world.gate(world.register("b", right=120, dataset=2))
+    assert report.verdict is Verdict.REJECT
+    assert "was rejected" in world.promote(given).summary
+    assert world.aliases() == {"champion": "1"}
+    assert [e.action for e in ledger(world).entries()] == ["PROMOTED", "REJECTED"]
+    with pytest.raises(UserError, match="the gate rejected it"):
+        promote.decide(world.settings, "tiny", given["gate_report"].sha256, "PROMOTED", RunContext(run_id="r"))
+
+
+def test_not_above_random_init_is_no_champion(world: World) -> None:
+    report, given = world.gate(world.register("a", right=60, random_right=60))
+    assert report.verdict is Verdict.REJECT
+    world.promote(given)
+    assert world.aliases() == {}
+
+
+def test_a_person_decides_by_digest(world: World, make_project: Callable[..., Any]) -> None:
+    human = make_project(encoder={"widths": [8]}, promotion={"approval": "human"})
+    report, given = world.gate(world.register("a", right=150), project=human)
+    assert report.verdict is Verdict.NEEDS_HUMAN
+    digest = given["gate_report"].sha256
+    summary = world.promote(given).summary
+    assert f"ssl-core promote tiny --approve {digest[:12]}" in summary
+    assert ledger(world).entries() == []
+    assert world.aliases() == {"challenger": "1"}
+    with pytest.raises(UserError, match="no gate reports"):
+        promote.decide(world.settings, "tiny", "0" * 12, "PROMOTED", RunContext(run_id="r"))
+    with pytest.raises(UserError, match="not a digest"):
+        promote.decide(world.settings, "tiny", "abc", "PROMOTED", RunContext(run_id="r"))
+    outcome = promote.decide(world.settings, "tiny", digest[:12], "PROMOTED", RunContext(run_id="r", user="ada"))
+    assert outcome.entry is not None
+    assert (outcome.entry.user, outcome.entry.report_digest) == ("ada", digest)
+    assert world.aliases() == {"champion": "1"}
+    assert "nothing new" in promote.decide(world.settings, "tiny", digest[:12], "DECLINED", RunContext(run_id="r")).text
+
+
+def test_declined_stays_declined(world: World, make_project: Callable[..., Any]) -> None:
+    human = make_project(encoder={"widths": [8]}, promotion={"approval": "human"})
+    inputs = world.register("a", right=150)
+    _, given = world.gate(inputs, project=human)
+    promote.decide(world.settings, "tiny", given["gate_report"].sha256, "DECLINED", RunContext(run_id="r"))
+    assert world.aliases() == {}
+    world.promote(world.gate(inputs)[1])
+    assert [e.action for e in ledger(world).entries()] == ["DECLINED"]
+    assert world.aliases() == {}
+
+
+@pytest.mark.parametrize("writes", [0, 1, 2, 3])
+def test_a_crash_between_the_alias_writes_is_mended(world: World, monkeypatch: pytest.MonkeyPatch, writes: int) -> None:
+    world.promote(world.gate(world.register("a", right=150))[1])
+    inputs = world.register("b", right=180, dataset=2)
+    _, given = world.gate(inputs)
+    real, done = versions.set_alias, []
+
+    def dying(*arguments: Any) -> bool:
+        if len(done) == writes:
+            raise KeyboardInterrupt
+        done.append(arguments)
+        return real(*arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(versions, "set_alias", dying)
+        with pytest.raises(KeyboardInterrupt):
+            world.promote(given)
+    # Asked between crash and repair, the gate takes the ledger's champion, whatever the alias says.
+    entries = ledger(world).entries()
+    assert promote.current_champion(world.client, "tiny", entries) == ("2" if len(entries) == 2 else "1")
+    world.promote(world.gate(inputs)[1])
+    world.promote(world.gate(inputs)[1])
+    assert world.aliases() | {"challenger": "2"} == {"champion": "2", "previous": "1", "challenger": "2"}
+    assert len(ledger(world).entries()) == 2
+
+
+def test_an_alias_moved_by_hand_is_put_back(world: World) -> None:
+    inputs = world.register("a", right=150)
+    world.promote(world.gate(inputs)[1])
+    world.register("b", right=180, dataset=2)
+    world.client.set_registered_model_alias("tiny", "champion", "2")
+    result = world.promote(world.gate(inputs)[1])
+    assert "tiny@champion is version 1 again, as the ledger says" in result.summary
+    assert world.aliases()["champion"] == "1"
+
+
+def test_two_promotions_at_once_make_one_champion(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    _, one = world.gate(world.register("a", right=150, dataset=1))
+    _, two = world.gate(world.register("b", right=160, dataset=2))
+    world.promote(two)
+    with pytest.raises(CheckFailed, match="the champion is version 2, but the report compares with none"):
+        world.promote(one)
+    assert world.aliases()["champion"] == "2"
+    assert len(ledger(world).entries()) == 1
+
+
+def test_a_champion_that_fails_by_its_alias_is_taken_back(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    world.promote(world.gate(world.register("a", right=150))[1])
+    inputs = world.register("b", right=180, dataset=2)
+    _, given = world.gate(inputs)
+    real = versions.replay_golden
+    monkeypatch.setattr(versions, "replay_golden", lambda uri, golden: 0.5 if uri.endswith("@champion") else real(uri, golden))
+    with pytest.raises(CheckFailed, match="version 1 is the champion again"):
+        world.promote(given)
+    assert world.aliases() == {"champion": "1", "challenger": "2"}
+    assert [e.action for e in ledger(world).entries()] == ["PROMOTED", "PROMOTED", "ROLLED_BACK"]
+    monkeypatch.undo()
+    report, _ = world.gate(inputs)
+    assert report.verdict is Verdict.REJECT
+    assert "ROLLED_BACK" in report.reasons[0]
+
+
+def test_what_does_not_load_never_enters_the_ledger(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    _, given = world.gate(world.register("a", right=150))
+    monkeypatch.setattr(versions, "replay_golden", lambda uri, golden: 1.0)
+    with pytest.raises(CheckFailed, match="does not answer as the trained network did"):
+        world.promote(given)
+    assert ledger(world).entries() == []
+    assert "champion" not in world.aliases()
+
+
+def test_a_broken_ledger_stops_promotion(world: World) -> None:
+    world.promote(world.gate(world.register("a", right=150))[1])
+    world.promote(world.gate(world.register("b", right=170, dataset=2))[1])
+    path = Path(world.store.path("ledger/tiny/00000001.json"))
+    document = json.loads(path.read_text()) | {"user": "mallory"}
+    path.chmod(0o644)
+    path.write_text(json.dumps(document))
+    with pytest.raises(CheckFailed, match="broken at entry 1"):
+        world.gate(world.register("c", right=180, dataset=3))
+
+
+# ---- registration
+
+
+def test_registered_versions_load_and_hold_their_lineage(world: World) -> None:
+    import mlflow
+
+    inputs = world.register("a", right=150)
+    ref = inputs["registered_model"]
+    version = world.client.get_model_version("tiny", "1")
+    assert versions.to_ref(version) == ref
+    assert world.store.fetch(ref).is_dir()
+    assert version.tags["ssl.dataset"] == "tiny@v1"
+    assert version.tags["ssl.encoder_version"] == "1"
+    assert version.tags["ssl.evaluation_sha256"] == inputs["evaluation"].sha256
+    assert "| 10 | 0.500 (0.400 to 0.600) | - | 0.800 (0.700 to 0.900) |" in version.description
+    model = mlflow.pyfunc.load_model("models:/tiny@challenger")
+    assert model.metadata.get_input_schema().input_names() == ["image"]
+    requirements = Path(mlflow.artifacts.download_artifacts("models:/tiny/1/requirements.txt")).read_text()
+    assert "torch==2" in requirements
+    assert "+cpu" not in requirements
+    run = world.client.get_run(ref.run_id)
+    assert run.data.tags["ssl.dataset"] == "tiny@v1"
+    assert "model_card.md" in [a.path for a in world.client.list_artifacts(ref.run_id)]
+
+
+def test_swapped_weights_are_refused(world: World) -> None:
+    inputs = world.model_inputs("a", right=150)
+
+    def swapped(folder: Path) -> None:
+        write_classifier(folder, world.project, seed=0)
+        golden = load_file(folder / "golden.safetensors")
+        write_classifier(folder, world.project, seed=1)
+        save_file(golden, folder / "golden.safetensors")
+
+    inputs["model"] = world.put("finetune", "swapped", "model", swapped)
+    with pytest.raises(CheckFailed, match="does not answer as the trained network did"):
+        world.step("register", register.register_model, inputs)
+    assert world.versions() == []
+
+
+def test_weights_changed_in_the_store_are_refused(world: World) -> None:
+    inputs = world.model_inputs("a", right=150)
+    head = Path(world.store.path(inputs["model"].uri)) / "head.safetensors"
+    save_file({name: torch.zeros_like(t) for name, t in load_file(head).items()}, head)
+    with pytest.raises(TryAgain, match="differs from its digest"):
+        world.step("register", register.register_model, inputs)
+    assert world.versions() == []
+
+
+def test_a_missing_golden_batch_is_refused(world: World) -> None:
+    inputs = world.model_inputs("a", right=150)
+    inputs["model"] = world.put("finetune", "bare", "model", lambda f: (write_classifier(f, world.project), (f / "golden.safetensors").unlink()))
+    with pytest.raises(CheckFailed, match="golden batch is missing"):
+        world.step("register", register.register_model, inputs)
+
+
+def test_a_crash_between_log_and_register_makes_one_version(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    from mlflow import MlflowClient
+
+    inputs = world.model_inputs("a", right=150)
+    with monkeypatch.context() as patch:
+        patch.setattr(MlflowClient, "create_model_version", lambda *a, **k: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            world.step("register", register.register_model, inputs, key="same")
+    assert world.versions() == []
+    with monkeypatch.context() as patch:  # and a second crash, right after the version was made
+        patch.setattr(versions, "to_ref", lambda version: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            world.step("register", register.register_model, inputs, key="same")
+    assert len(world.versions()) == 1
+    result = world.step("register", register.register_model, inputs, key="same")
+    assert result.outputs["registered_model"].version == "1"
+    assert len(world.versions()) == 1
+    assert world.aliases() == {"challenger": "1"}
+
+
+def test_still_registered(world: World) -> None:
+    result = world.register_encoder()
+    assert register.still_registered(result, world.settings)
+    world.client.delete_model_version("tiny-encoder", "1")
+    assert not register.still_registered(result, world.settings)
+
+
+def test_a_name_that_belongs_to_something_else_is_refused(world: World) -> None:
+    world.client.create_registered_model("tiny-encoder")
+    with pytest.raises(UserError, match="belongs to something else"):
+        world.register_encoder()
