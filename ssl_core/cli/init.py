@@ -31,8 +31,15 @@ _SHOWN_IMAGES = 100_000
 
 @click.command()
 @click.argument("name")
-@click.option("--data", required=True, metavar="PATH", help="Folder with the images, or sample://digits, sample://animals.")
-@click.option("--projects-dir", type=click.Path(path_type=Path), default=None, help="Where to write it. Default: SSL_PROJECTS_DIR, or projects.")
+@click.option(
+    "--data", required=True, metavar="PATH", help="Folder with the images, or sample://digits, sample://animals."
+)
+@click.option(
+    "--projects-dir",
+    type=click.Path(path_type=Path),
+    default=None,
+    help="Where to write it. Default: SSL_PROJECTS_DIR, or projects.",
+)
 @click.option("--force", is_flag=True, help="Replace a project file that exists.")
 def init(name: str, data: str, projects_dir: Path | None, force: bool) -> None:
     """Look at your data and write a first project file, NAME.yaml, that runs."""
@@ -87,7 +94,9 @@ class Look:
             f"looked at {plural(self.looked_at, 'image')}: {sizes} pixels, {'colour' if self.colour else 'grey'}",
         ]
         if self.unreadable:
-            lines.append(f"{plural(len(self.unreadable), 'file')} of these cannot be used, for example {self.unreadable[0]}")
+            lines.append(
+                f"{plural(len(self.unreadable), 'file')} of these cannot be used, for example {self.unreadable[0]}"
+            )
         return lines
 
 
@@ -126,7 +135,11 @@ def write(name: str, data: str, folder: Path, seen: Look, *, force: bool = False
     _check_name(name)
     path = folder / f"{name}.yaml"
     if not force and (taken := [p for p in (path, folder / f"{name}.yml") if p.exists()]):
-        raise UserError("this project file exists", place=str(taken[0]), next_step="choose another name, or add --force to replace it")
+        raise UserError(
+            "this project file exists",
+            place=str(taken[0]),
+            next_step="choose another name, or add --force to replace it",
+        )
     temporary = folder / f".{name}.{uuid.uuid4().hex}.yaml"
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -134,7 +147,11 @@ def write(name: str, data: str, folder: Path, seen: Look, *, force: bool = False
         load_project(temporary)
         temporary.replace(path)
     except OSError as error:
-        raise UserError(f"cannot be written: {error.strerror}", place=str(path), next_step="set --projects-dir to a folder you may write to") from error
+        raise UserError(
+            f"cannot be written: {error.strerror}",
+            place=str(path),
+            next_step="set --projects-dir to a folder you may write to",
+        ) from error
     finally:
         temporary.unlink(missing_ok=True)
     return path
@@ -157,10 +174,15 @@ def compose(name: str, source: str, seen: Look) -> str:
         f"  source: {_yaml(source)}",
     ]  # fmt: skip
     if 2 <= len(seen.labels) <= _LISTED_CLASSES:
-        lines.append(_line(f"  classes: {_yaml(list(seen.labels))}", "as found; a label outside of this list is an error"))
+        lines.append(
+            _line(f"  classes: {_yaml(list(seen.labels))}", "as found; a label outside of this list is an error")
+        )
     lines += [
         _line(f"  image_size: {side}", f"pixels a side that the encoder sees; {_why_side(seen.side, side)}"),
-        _line(f"  channels: {3 if seen.colour else 1}", "colour" if seen.colour else "grey: no colour was found in the images looked at"),
+        _line(
+            f"  channels: {3 if seen.colour else 1}",
+            "colour" if seen.colour else "grey: no colour was found in the images looked at",
+        ),
     ]
     if seen.unreadable:
         share = min(1.0, math.ceil(200 * len(seen.unreadable) / seen.looked_at) / 100)
@@ -169,12 +191,21 @@ def compose(name: str, source: str, seen: Look) -> str:
     lines += [
         "",
         "validation:",
-        _line(f"  min_rows: {max(1, seen.files // 2)}", "half of what is there now: a truncated delivery is not published"),
+        _line(
+            f"  min_rows: {max(1, seen.files // 2)}", "half of what is there now: a truncated delivery is not published"
+        ),
         "  # expectations:         # Great Expectations' own form, over the columns of the manifest (docs/validation.md)",
         f"  #   - {{type: expect_column_values_to_be_between, kwargs: {{column: width, min_value: {min(w for w, _ in seen.sides)}, mostly: 0.99}}, severity: warning}}",
     ]
     if side >= _WIDE_SIDE:
-        lines += ["", "encoder:", _line("  widths: [32, 64, 128, 256]", "every stage after the first halves the image: larger images take one stage more")]
+        lines += [
+            "",
+            "encoder:",
+            _line(
+                "  widths: [32, 64, 128, 256]",
+                "every stage after the first halves the image: larger images take one stage more",
+            ),
+        ]
     lines += [
         "",
         "objective:",
@@ -183,8 +214,14 @@ def compose(name: str, source: str, seen: Look) -> str:
         _line("    flip: false", "true only where a mirrored image means the same: a cat yes, handwriting no"),
         "",
         "pretrain:",
-        _line(f"  epochs: {epochs}", f"about {epochs * train:,} images shown in all; fewer for a first try, more if the curves still rise"),
-        _line(f"  batch_size: {batch}", f"for about {train:,} training images; the other images of a batch are what SimCLR repels, so larger is better"),
+        _line(
+            f"  epochs: {epochs}",
+            f"about {epochs * train:,} images shown in all; fewer for a first try, more if the curves still rise",
+        ),
+        _line(
+            f"  batch_size: {batch}",
+            f"for about {train:,} training images; the other images of a batch are what SimCLR repels",
+        ),
     ]
     return "\n".join([*lines, *_evaluation(seen), ""])
 
@@ -197,7 +234,11 @@ def _evaluation(seen: Look) -> list[str]:
             "# folders, or a labels.csv with the columns file,label beside the images.",
         ]
     budgets = label_budgets(len(seen.labels), seen.labelled)
-    why = "labels in all, at least one a class; all labels are always added" if budgets else "too few labels for smaller budgets; all labels are always used"
+    why = (
+        "labels in all, at least one a class; all labels are always added"
+        if budgets
+        else "too few labels for smaller budgets; all labels are always used"
+    )
     return ["", "evaluate:", _line(f"  label_budgets: {_yaml(budgets)}", why)]
 
 
@@ -257,4 +298,6 @@ def _check_name(name: str) -> None:
 
 def _yaml(value: Any) -> str:
     """One line of YAML for a value that comes from the data."""
-    return yaml.safe_dump(value, default_flow_style=True, width=math.inf, allow_unicode=True).removesuffix("...\n").strip()
+    return (
+        yaml.safe_dump(value, default_flow_style=True, width=math.inf, allow_unicode=True).removesuffix("...\n").strip()
+    )

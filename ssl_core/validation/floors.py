@@ -87,8 +87,11 @@ def expectation_floors(config: ValidationConfig, classes: Sequence[str], now: da
     if classes:
         floors.append(
             Floor(
-                "label-known", "Labels name known classes", f"label is empty or one of {plural(len(classes), 'class name')}",
-                expect("column_values_to_be_in_set", column="label", value_set=list(classes)), "data.classes",
+                "label-known",
+                "Labels name known classes",
+                f"label is empty or one of {plural(len(classes), 'class name')}",
+                expect("column_values_to_be_in_set", column="label", value_set=list(classes)),
+                "data.classes",
             )
         )
     if config.max_age_days is not None:
@@ -110,17 +113,37 @@ def expectation_floors(config: ValidationConfig, classes: Sequence[str], now: da
 def plain_floors(frame: pd.DataFrame, counts: Counts | None, classes: Sequence[str]) -> list[CheckResult]:
     """The floors that Great Expectations has no expectation for."""
     results = [
-        _judge("columns", "The manifest has its fixed columns", "all columns there, with the right types", lambda: _columns(frame)),
-        _judge("complete", "Nothing but labels is missing", "no empty or non-finite value outside of label", lambda: _complete(frame)),
+        _judge(
+            "columns",
+            "The manifest has its fixed columns",
+            "all columns there, with the right types",
+            lambda: _columns(frame),
+        ),
+        _judge(
+            "complete",
+            "Nothing but labels is missing",
+            "no empty or non-finite value outside of label",
+            lambda: _complete(frame),
+        ),
         _judge("groups", "Near-duplicates stay together", "no group stands in two splits", lambda: _groups(frame)),
     ]
     if not classes:
         results.append(
-            _judge("label-known", "Labels name known classes", "no classes are known, so no sample has a label", lambda: _unlabelled(frame))
+            _judge(
+                "label-known",
+                "Labels name known classes",
+                "no classes are known, so no sample has a label",
+                lambda: _unlabelled(frame),
+            )
         )
     if counts is not None:
         results.append(
-            _judge("counts", "The manifest is whole", "as many rows and labels as dataset.json says", lambda: _counts(frame, counts))
+            _judge(
+                "counts",
+                "The manifest is whole",
+                "as many rows and labels as dataset.json says",
+                lambda: _counts(frame, counts),
+            )
         )
     return results
 
@@ -138,7 +161,13 @@ def _judge(name: str, title: str, expected: str, look: Callable[[], Finding]) ->
     except CannotJudge as error:
         return CheckResult(name=name, origin="floor", title=title, expected=expected, passed=False, reason=str(error))
     return CheckResult(
-        name=name, origin="floor", title=title, expected=expected, passed=passed, observed=observed, examples=tuple(examples)
+        name=name,
+        origin="floor",
+        title=title,
+        expected=expected,
+        passed=passed,
+        observed=observed,
+        examples=tuple(examples),
     )
 
 
@@ -182,7 +211,11 @@ def _complete(frame: pd.DataFrame) -> Finding:
     if not bad.to_numpy().any():
         return True, f"{plural(len(frame), 'row')}, {len(present)} columns", []
     by_column = bad.sum()
-    examples = [Example(value=f"{column}: {plural(int(n), 'value')}", sample=_sample(frame, int(np.argmax(bad[column])))) for column, n in by_column.items() if n]
+    examples = [
+        Example(value=f"{column}: {plural(int(n), 'value')}", sample=_sample(frame, int(np.argmax(bad[column]))))
+        for column, n in by_column.items()
+        if n
+    ]
     return False, f"{plural(int(bad.any(axis=1).sum()), 'row')} with missing values", examples
 
 
@@ -200,7 +233,10 @@ def _groups(frame: pd.DataFrame) -> Finding:
         return True, plural(len(sides), "group"), []
     first = frame[frame["group"].isin(torn[:_EXAMPLES])].groupby("group", sort=True)
     examples = [
-        Example(value=f"{printable(name, 20)}: {', '.join(sorted(printable(s, 20) for s in set(rows['split'])))}", sample=_sample(frame, int(rows.index[0])))
+        Example(
+            value=f"{printable(name, 20)}: {', '.join(sorted(printable(s, 20) for s in set(rows['split'])))}",
+            sample=_sample(frame, int(rows.index[0])),
+        )
         for name, rows in first
     ]
     return False, f"{plural(len(torn), 'group')} in more than one split: samples leak between train and test", examples

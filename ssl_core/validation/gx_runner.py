@@ -53,12 +53,15 @@ def _build(config: ExpectationConfig, place: str) -> Expectation:
         near = difflib.get_close_matches(config.type, known, n=1, cutoff=0.6)
         raise UserError(
             f"Great Expectations has no '{config.type}'" + (f", did you mean `{near[0]}`?" if near else ""),
-            place=f"{place}.type", next_step="see the list in the Great Expectations documentation, or docs/validation.md",
+            place=f"{place}.type",
+            next_step="see the list in the Great Expectations documentation, or docs/validation.md",
         )
     if misplaced := sorted(set(config.kwargs) & set(_BESIDE)):
         raise UserError(f"`{misplaced[0]}` belongs beside kwargs, not into it", place=f"{place}.kwargs.{misplaced[0]}")
     if fixed := sorted(set(config.kwargs) & set(_OURS)):
-        raise UserError(f"`{fixed[0]}` is set by the platform", place=f"{place}.kwargs.{fixed[0]}", next_step="remove it")
+        raise UserError(
+            f"`{fixed[0]}` is set by the platform", place=f"{place}.kwargs.{fixed[0]}", next_step="remove it"
+        )
     kind: Any = get_expectation_impl(config.type)
     try:
         expectation: Expectation = kind(**config.kwargs, severity=config.severity, meta=config.meta)
@@ -66,7 +69,8 @@ def _build(config: ExpectationConfig, place: str) -> Expectation:
     except (ValueError, TypeError) as error:  # pydantic v1's ValidationError is a ValueError
         arguments = sorted(set(kind.__fields__) - {*_BESIDE, *_OURS})
         raise UserError(
-            f"{config.type}: " + "; ".join(_problems(error, arguments)), place=f"{place}.kwargs",
+            f"{config.type}: " + "; ".join(_problems(error, arguments)),
+            place=f"{place}.kwargs",
             next_step=f"its arguments are {', '.join(arguments)}",
         ) from error
 
@@ -108,7 +112,9 @@ def _judge(frame: pd.DataFrame, batch: Any, expectation: Expectation) -> Outcome
     kind = expectation.expectation_type
     kwargs = expectation.configuration.kwargs
     columns = tuple(kwargs[a] for a in _COLUMN_ARGUMENTS if isinstance(kwargs.get(a), str))
-    columns += tuple(c for c in kwargs.get("column_list") or () if isinstance(c, str) and not kind.startswith("expect_table_"))
+    columns += tuple(
+        c for c in kwargs.get("column_list") or () if isinstance(c, str) and not kind.startswith("expect_table_")
+    )
     if kind != "expect_column_to_exist" and (lost := [c for c in columns if c not in frame.columns]):
         near = difflib.get_close_matches(lost[0], [str(c) for c in frame.columns], n=1, cutoff=0.6)
         hint = f", did you mean `{near[0]}`?" if near else f"; there are {', '.join(map(str, frame.columns))}"
@@ -131,9 +137,7 @@ def _judge(frame: pd.DataFrame, batch: Any, expectation: Expectation) -> Outcome
 def _matches(batch: Any, kwargs: dict[str, Any]) -> bool:
     """Whether any row fulfils the row condition: over none, most expectations would pass unseen."""
     count: Any = get_expectation_impl("expect_table_row_count_to_be_between")
-    some = count(
-        min_value=1, row_condition=kwargs["row_condition"], condition_parser=kwargs.get("condition_parser")
-    )
+    some = count(min_value=1, row_condition=kwargs["row_condition"], condition_parser=kwargs.get("condition_parser"))
     result = batch.validate(some, result_format="SUMMARY")
     if message := _exception(result.exception_info):
         raise ValueError(message)
@@ -152,7 +156,11 @@ def _exception(info: dict[str, Any] | None) -> str:
 
 def _outcome(result: Any, columns: tuple[str, ...]) -> Outcome:
     found: dict[str, Any] = result.result or {}
-    total, missing, unexpected = found.get("element_count"), found.get("missing_count") or 0, found.get("unexpected_count")
+    total, missing, unexpected = (
+        found.get("element_count"),
+        found.get("missing_count") or 0,
+        found.get("unexpected_count"),
+    )
     if total == 0:
         return Outcome(False, reason="there are no rows to judge")
     if total is not None and unexpected is not None:
@@ -165,7 +173,11 @@ def _outcome(result: Any, columns: tuple[str, ...]) -> Outcome:
     elif (value := found.get("observed_value")) is not None:
         observed = f"{value:,}" if isinstance(value, int) else printable(value, 300)
     else:
-        parts = [f"{name.removeprefix('partial_')}: {printable(found[name], 300)}" for name in found if found[name] and name != "observed_value"]
+        parts = [
+            f"{name.removeprefix('partial_')}: {printable(found[name], 300)}"
+            for name in found
+            if found[name] and name != "observed_value"
+        ]
         observed = "; ".join(parts) or ("as expected" if result.success else "")
     rows = tuple(i for i in (found.get("partial_unexpected_index_list") or ()) if isinstance(i, int))[:_EXAMPLES]
     return Outcome(bool(result.success), observed, rows=rows, columns=columns)

@@ -12,7 +12,9 @@ from ssl_core.validation.profile import NO_LABEL, Column, Table
 from ssl_core.validation.report import ValidationReport, printable
 
 
-def render(report: ValidationReport, *, name: str, facts: Mapping[str, str], columns: list[Column], classes: Table) -> str:
+def render(
+    report: ValidationReport, *, name: str, facts: Mapping[str, str], columns: list[Column], classes: Table
+) -> str:
     """The page. ``facts`` are the figures below the verdict, title to value."""
     return _template().render(
         report=report, name=name, facts=facts, columns=columns, classes=classes,
@@ -36,9 +38,11 @@ def _bars(counts: tuple[int, ...], width: float = 120.0, height: float = 28.0) -
     top = max(counts)
     heights = [0.0 if not n else max(1.5, height * n / top) for n in counts]
     step = min(width / len(counts), 12.0)
-    return [{"x": f"{i * step:.4g}", "y": f"{height - h:.4g}", "w": f"{step - 1:.4g}", "h": f"{h:.4g}"} for i, h in enumerate(heights)]
+    return [
+        {"x": f"{i * step:.4g}", "y": f"{height - h:.4g}", "w": f"{step - 1:.4g}", "h": f"{h:.4g}"}
+        for i, h in enumerate(heights)
+    ]
 
 
 def _width(count: int, largest: int) -> str:
     return f"{100 * count / largest:.3g}" if largest else "0"
-

@@ -50,10 +50,15 @@ def by_class(frame: pd.DataFrame, most: int = 60) -> Table:
     if frame.empty or not {"label", "split"} <= set(frame.columns):
         return Table()
     labels = frame["label"].astype("object").where(frame["label"].notna(), None)
-    counts = pd.crosstab(labels.map(lambda v: NO_LABEL if v is None else printable(v, 60)), frame["split"].map(lambda v: printable(v, 30)))
+    counts = pd.crosstab(
+        labels.map(lambda v: NO_LABEL if v is None else printable(v, 60)),
+        frame["split"].map(lambda v: printable(v, 30)),
+    )
     order = [s for s in ("train", "val", "test", "vault") if s in counts.columns]
     counts = counts[[*order, *[c for c in counts.columns if c not in order]]]
-    rows = tuple((str(name), tuple(int(n) for n in values)) for name, values in zip(counts.index, counts.to_numpy(), strict=True))
+    rows = tuple(
+        (str(name), tuple(int(n) for n in values)) for name, values in zip(counts.index, counts.to_numpy(), strict=True)
+    )
     rows = tuple(row for row in rows if row[0] != NO_LABEL) + tuple(row for row in rows if row[0] == NO_LABEL)
     hidden = max(0, len(rows) - most)
     return Table(tuple(map(str, counts.columns)), rows[hidden:], tuple(int(n) for n in counts.sum()), hidden)
@@ -62,7 +67,9 @@ def by_class(frame: pd.DataFrame, most: int = 60) -> Table:
 def _column(name: str, series: pd.Series) -> Column:
     kind, missing, known = str(series.dtype), int(series.isna().sum()), series.dropna()
     if pd.api.types.is_datetime64_any_dtype(series):
-        return _measured(name, kind, missing, known, known.astype("int64").to_numpy(dtype=float), known.dt.strftime("%Y-%m-%d %H:%M"))
+        return _measured(
+            name, kind, missing, known, known.astype("int64").to_numpy(dtype=float), known.dt.strftime("%Y-%m-%d %H:%M")
+        )
     if pd.api.types.is_numeric_dtype(series) and not pd.api.types.is_bool_dtype(series):
         values = known.to_numpy(dtype=float)
         return _measured(name, kind, missing, known, values, known.map(lambda v: f"{v:.6g}"))
@@ -80,6 +87,8 @@ def _measured(name: str, kind: str, missing: int, known: pd.Series, values: np.n
     order = np.argsort(values, kind="stable")
     low, middle, high = (str(shown.iloc[order[i]]) for i in (0, (len(order) - 1) // 2, -1))
     spread = values.max() - values.min()
-    bins = int(min(_BINS, spread + 1)) if pd.api.types.is_integer_dtype(known) else _BINS  # no empty bins between whole numbers
+    bins = (
+        int(min(_BINS, spread + 1)) if pd.api.types.is_integer_dtype(known) else _BINS
+    )  # no empty bins between whole numbers
     histogram = tuple(int(n) for n in np.histogram(values, bins=bins)[0]) if spread else ()
     return Column(name, kind, missing, int(known.nunique()), low, middle, high, histogram)

@@ -84,8 +84,12 @@ class ValidationReport(BaseModel):
     def to_json(self, **more: Any) -> str:
         """The report as JSON, verdict first; ``more`` says what was judged."""
         whole = {
-            "passed": self.passed, "verdict": self.verdict, "evaluated": self.evaluated,
-            "failed": len(self.failed), "warnings": len(self.warnings), **more,
+            "passed": self.passed,
+            "verdict": self.verdict,
+            "evaluated": self.evaluated,
+            "failed": len(self.failed),
+            "warnings": len(self.warnings),
+            **more,
             "checks": [check.model_dump(mode="json") for check in self.checks],
         }
         return json.dumps(whole, indent=1, default=str) + "\n"
@@ -109,7 +113,9 @@ def printable(value: object, limit: int = _SHOWN_CHARACTERS) -> str:
         text = str(value) if isinstance(value, Integral) else f"{float(value):.6g}"
     cut = text[:limit]
     shown = "".join(
-        c if c == " " or unicodedata.category(c)[0] not in "CZ" else c.encode("unicode_escape", "surrogatepass").decode()
+        c
+        if c == " " or unicodedata.category(c)[0] not in "CZ"
+        else c.encode("unicode_escape", "surrogatepass").decode()
         for c in cut
     )
     return f"{shown}… ({len(text):,} characters)" if len(text) > limit else shown

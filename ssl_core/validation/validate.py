@@ -41,7 +41,9 @@ def run(ctx: StepContext) -> StepOutput:
     candidate: DatasetRef = ctx.input("candidate")
     manifest = reader.read_manifest(candidate, ctx.settings)
     info = DatasetInfo.model_validate_json(reader.fetch_file(candidate, ctx.settings, INFO_FILE).read_bytes())
-    ctx.progress.note(f"judging {plural(len(manifest), 'sample')} by {plural(len(ctx.project.validation.expectations), 'expectation')} and the floors")
+    ctx.progress.note(
+        f"judging {plural(len(manifest), 'sample')} by {plural(len(ctx.project.validation.expectations), 'expectation')} and the floors"
+    )
     report = validate(manifest, ctx.project.validation, counts=Counts(info.rows, info.labelled, tuple(info.classes)))
     if ctx.stop.is_set():  # the signal may have been swallowed inside of an expectation
         raise TryAgain("stopped while validating", next_step="run the same command again")
@@ -70,7 +72,9 @@ def run(ctx: StepContext) -> StepOutput:
 
 def summary(report: ValidationReport, candidate: DatasetRef) -> str:
     """A few lines of Markdown: the verdict, and what did not hold."""
-    lines = [f"**{report.verdict[0].upper()}{report.verdict[1:]}** for {plural(candidate.rows, 'sample')} ({candidate.labelled:,} labelled)."]
+    lines = [
+        f"**{report.verdict[0].upper()}{report.verdict[1:]}** for {plural(candidate.rows, 'sample')} ({candidate.labelled:,} labelled)."
+    ]
     shown = [*report.failed, *report.warnings]
     lines += [f"- {check.severity}: {_code(_line(check))}" for check in shown[:_NAMED]]
     if len(shown) > _NAMED:
@@ -88,12 +92,18 @@ def _code(text: str) -> str:
     return "`" + text.replace("`", "'") + "`"
 
 
-def _write(folder: Path, report: ValidationReport, candidate: DatasetRef, info: DatasetInfo, manifest: pd.DataFrame) -> None:
+def _write(
+    folder: Path, report: ValidationReport, candidate: DatasetRef, info: DatasetInfo, manifest: pd.DataFrame
+) -> None:
     from ssl_core.validation import html, profile
 
     facts = {"Samples": f"{info.rows:,}", "Labelled": f"{info.labelled:,}", "Classes": f"{len(info.classes):,}"}
     facts |= {split: f"{counts.rows:,}" for split, counts in info.counts.items()}
-    facts |= {"Quarantined files": f"{info.quarantined:,}", "Exact copies dropped": f"{info.duplicates:,}", "Content": candidate.md5[:12]}
+    facts |= {
+        "Quarantined files": f"{info.quarantined:,}",
+        "Exact copies dropped": f"{info.duplicates:,}",
+        "Content": candidate.md5[:12],
+    }
     page = html.render(
         report, name=candidate.name, facts=facts, columns=profile.columns(manifest), classes=profile.by_class(manifest)
     )

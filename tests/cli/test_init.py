@@ -79,7 +79,7 @@ def test_data_elsewhere_is_named_absolutely(tmp_path: Path) -> None:
 
 
 def test_hostile_names_stay_values(tmp_path: Path) -> None:
-    labels = ["a: b", "#c", "it's \"quoted\"", "new\nline: x", "日本", "- dash", "!!python", "x" * 200]
+    labels = ["a: b", "#c", 'it\'s "quoted"', "new\nline: x", "日本", "- dash", "!!python", "x" * 200]
     data = tmp_path / "my #data: it's"
     for i, label in enumerate(labels):
         images(data / label, 4, start=10 * i)
@@ -100,11 +100,16 @@ def test_an_existing_file_is_kept_without_force(tmp_path: Path) -> None:
         assert "--force" in caught.value.next_step
         assert (tmp_path / name).read_text() == "precious: true\n"
     assert load_project(write_project("mine", str(tmp_path / "data"), tmp_path, force=True)).name == "mine"
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["data", "mine.yaml", "other.yml"]  # nothing half-written is left
+    assert sorted(p.name for p in tmp_path.iterdir()) == [
+        "data",
+        "mine.yaml",
+        "other.yml",
+    ]  # nothing half-written is left
 
 
 @pytest.mark.parametrize(
-    ("name", "better"), [("My Photos", "my-photos"), ("2024_run", "p-2024-run"), ("é", "p"), ("x" * 60, "x" * 40), ("../up", "up")]
+    ("name", "better"),
+    [("My Photos", "my-photos"), ("2024_run", "p-2024-run"), ("é", "p"), ("x" * 60, "x" * 40), ("../up", "up")],
 )
 def test_a_bad_name_gets_a_suggestion(tmp_path: Path, name: str, better: str) -> None:
     with pytest.raises(UserError) as caught:
@@ -147,7 +152,9 @@ def test_label_budgets_fit_classes_and_labels() -> None:
 
 def test_the_command_says_what_it_saw_and_what_is_next(tmp_path: Path) -> None:
     images(tmp_path / "data", 12)
-    result = CliRunner().invoke(init, ["plants", "--data", str(tmp_path / "data"), "--projects-dir", str(tmp_path / "p")])
+    result = CliRunner().invoke(
+        init, ["plants", "--data", str(tmp_path / "data"), "--projects-dir", str(tmp_path / "p")]
+    )
     assert result.exit_code == 0, result.output
     assert "12 files, 0 labelled" in result.output
     assert "looked at 12 images: 24 x 24 pixels, grey" in result.output

@@ -19,11 +19,14 @@ def manifest_frame(n: int = 200, labelled: int = 60) -> pd.DataFrame:
     return pd.DataFrame(
         {
             "sample_id": pd.Series(ids, dtype="str"),
-            "split": pd.Series([("train", "train", "train", "val", "test", "vault")[i % 6] for i in range(n)], dtype="str"),
+            "split": pd.Series(
+                [("train", "train", "train", "val", "test", "vault")[i % 6] for i in range(n)], dtype="str"
+            ),
             "group": pd.Series(ids, dtype="str"),
             "label": pd.Series([("cat", "dog")[i % 2] if i < labelled else None for i in range(n)], dtype="object"),
             "source": pd.Series([f"pets/{i}.png" for i in range(n)], dtype="str"),
-            "arrived_at": pd.to_datetime("2026-01-10", utc=True) + pd.to_timedelta(np.arange(n), unit="min").as_unit("us"),
+            "arrived_at": pd.to_datetime("2026-01-10", utc=True)
+            + pd.to_timedelta(np.arange(n), unit="min").as_unit("us"),
             "first_version": np.full(n, 1, dtype="int32"),
             "width": rng.integers(20, 40, n, dtype="int32"),
             "height": rng.integers(20, 40, n, dtype="int32"),

@@ -22,7 +22,11 @@ def test_counts_and_ranges() -> None:
     found = {column.name: column for column in columns(frame)}
     assert (found["whole"].low, found["whole"].middle, found["whole"].high) == ("1", "1", "5")
     assert found["whole"].histogram == (2, 1, 0, 0, 1)  # a bin for each whole number
-    assert (found["real"].low, found["real"].high, found["real"].missing) == ("0.5", "1.5", 1)  # infinity is in no range
+    assert (found["real"].low, found["real"].high, found["real"].missing) == (
+        "0.5",
+        "1.5",
+        1,
+    )  # infinity is in no range
     assert found["word"].top == (("a", 2), ("b", 1))
     assert (found["at"].low, found["at"].high) == ("2026-01-01 00:00", "2026-01-04 00:00")
     assert found["same"].histogram == ()
@@ -49,4 +53,6 @@ def test_many_classes_are_cut_and_counted() -> None:
 def test_no_rows_or_columns() -> None:
     assert columns(pd.DataFrame()) == []
     assert by_class(pd.DataFrame()).rows == ()
-    assert [c.distinct for c in columns(pd.DataFrame({"a": pd.Series(dtype="float"), "b": pd.Series(dtype="str")}))] == [0, 0]
+    assert [
+        c.distinct for c in columns(pd.DataFrame({"a": pd.Series(dtype="float"), "b": pd.Series(dtype="str")}))
+    ] == [0, 0]

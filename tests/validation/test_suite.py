@@ -22,7 +22,9 @@ NOW = datetime(2026, 1, 12, tzinfo=UTC)
 COUNTS = Counts(200, 60, ("cat", "dog"))
 
 
-def judge(frame: pd.DataFrame, *expectations: dict[str, Any], counts: Counts | None = COUNTS, **config: Any) -> ValidationReport:
+def judge(
+    frame: pd.DataFrame, *expectations: dict[str, Any], counts: Counts | None = COUNTS, **config: Any
+) -> ValidationReport:
     return validate(frame, ValidationConfig(expectations=list(expectations), **config), counts=counts, now=NOW)
 
 
@@ -79,7 +81,9 @@ PLANTED: list[tuple[str, Callable[[pd.DataFrame], pd.DataFrame]]] = [
 
 
 @pytest.mark.parametrize(("name", "plant"), PLANTED, ids=[f"{n}-{i}" for i, (n, _) in enumerate(PLANTED)])
-def test_each_floor_fails_on_planted_data(manifest: pd.DataFrame, name: str, plant: Callable[[pd.DataFrame], pd.DataFrame]) -> None:
+def test_each_floor_fails_on_planted_data(
+    manifest: pd.DataFrame, name: str, plant: Callable[[pd.DataFrame], pd.DataFrame]
+) -> None:
     report = judge(plant(manifest), max_age_days=5)
     assert not report.passed
     assert name in {check.name for check in report.failed}
@@ -96,7 +100,11 @@ def test_a_failing_floor_shows_the_sample(manifest: pd.DataFrame) -> None:
 def test_a_missing_fixed_column_never_passes(manifest: pd.DataFrame, column: str) -> None:
     report = judge(manifest.drop(columns=column), max_age_days=5)
     assert not report.passed
-    missing = [check for check in report.failed if f"no column '{column}'" in check.reason or f"no column {column}" in check.reason]
+    missing = [
+        check
+        for check in report.failed
+        if f"no column '{column}'" in check.reason or f"no column {column}" in check.reason
+    ]
     assert missing or column == "label"
     assert f"{column}: missing" in floor(report, "columns").examples[-1].value
 
@@ -165,7 +173,9 @@ def test_the_suite_is_in_great_expectations_own_form(manifest: pd.DataFrame) -> 
         ({"type": "expect_column_max_to_be_between", "kwargs": {"column": "width", "min_value": 1, "row_condition": "nope > 1", "condition_parser": "pandas"}}, "nope"),
     ],
 )  # fmt: skip
-def test_what_cannot_be_judged_fails_with_a_reason(manifest: pd.DataFrame, expectation: dict[str, Any], reason: str) -> None:
+def test_what_cannot_be_judged_fails_with_a_reason(
+    manifest: pd.DataFrame, expectation: dict[str, Any], reason: str
+) -> None:
     sound = {"type": "expect_column_values_to_be_unique", "kwargs": {"column": "sample_id"}}
     report = judge(manifest, expectation, sound)
     check, after = suite(report)
@@ -198,7 +208,9 @@ def test_nan_counts_as_empty_not_as_fine(manifest: pd.DataFrame) -> None:
         ({"type": "expect_column_values_to_be_unique", "kwargs": {"column": "width", "result_format": "BASIC"}}, "validation.expectations[1].kwargs.result_format", "set by the platform"),
     ],
 )  # fmt: skip
-def test_a_wrong_suite_is_the_users_error(manifest: pd.DataFrame, expectation: dict[str, Any], place: str, cause: str) -> None:
+def test_a_wrong_suite_is_the_users_error(
+    manifest: pd.DataFrame, expectation: dict[str, Any], place: str, cause: str
+) -> None:
     sound = {"type": "expect_column_values_to_be_unique", "kwargs": {"column": "sample_id"}}
     with pytest.raises(UserError) as caught:
         judge(manifest, sound, expectation)

@@ -38,7 +38,9 @@ def step(
 ) -> Callable[..., StepContext]:  # fmt: skip
     """``step(frame, validation={...})``: the context of a validate step whose candidate is ``frame``."""
 
-    def make(frame: pd.DataFrame = manifest, *, said: int = 200, tracker: NoTracker | None = None, **sections: Any) -> StepContext:
+    def make(
+        frame: pd.DataFrame = manifest, *, said: int = 200, tracker: NoTracker | None = None, **sections: Any
+    ) -> StepContext:
         info = DatasetInfo(
             name="pets", rows=said, labelled=60, classes=["cat", "dog"], quarantined=1, duplicates=2, near_duplicate_groups=0, files={},
             image=ImageSummary(median_width=30, median_height=30, has_colour=True),
@@ -47,7 +49,12 @@ def step(
         (tmp_path / "dataset.json").write_text(info.model_dump_json())
         monkeypatch.setattr(reader, "read_manifest", lambda ref, settings: frame)
         monkeypatch.setattr(reader, "fetch_file", lambda ref, settings, name: tmp_path / name)
-        return make_context(make_project(**sections), step="validate", inputs={"candidate": make_candidate()}, tracker=tracker or NoTracker())
+        return make_context(
+            make_project(**sections),
+            step="validate",
+            inputs={"candidate": make_candidate()},
+            tracker=tracker or NoTracker(),
+        )
 
     return make
 
