@@ -85,44 +85,71 @@ def linear_scores(train: Array, labels: Array, test: Array, classes: int | None 
     chosen by stratified cross-validation inside the labels (log loss, up to three folds); else it is fixed.
     Arguments and result as ``knn_scores``. A class without a label gets probability 0.
     """
-    from sklearn.linear_model import LogisticRegression
     from threadpoolctl import threadpool_limits
 
     known = labels >= 0
     y = np.asarray(labels)[known]
     total = _classes(y, classes)
+    present, position = np.unique(y, return_inverse=True)
     everything = unit(train)
     mean, scale = everything.mean(axis=0), everything.std(axis=0)
-    # A scale that averages to one over the features in use: unit variance in total, and dead features stay harmless.
-    width = np.sqrt(len(scale))
-    x, z = ((unit(part) - mean) / np.maximum(scale, 1e-4 + 0.1 * scale.max()) / width for part in (train[known], test))
-    present = np.unique(y)
+    # Unit variance in total, and features that hardly vary are not blown up to noise.
+    scale = np.maximum(scale, 0.1 * scale.max() + 1e-4) * np.sqrt(len(scale))
+    x, z = ((part - mean) / scale for part in (everything[known], unit(test)))
     scores = np.zeros((len(test), total), dtype=np.float32)
-    if len(present) == 1:
-        scores[:, present[0]] = 1
-        return scores
-
-    def fit(rows: Array, strength: float) -> LogisticRegression:
-        return LogisticRegression(C=strength, max_iter=200, tol=1e-3).fit(x[rows], y[rows])
-
-    smallest = int(np.bincount(y)[present].min())
+    smallest = int(np.bincount(position).min())
     # Such matrices are too small for threads: they would wait for each other, above all on a busy machine.
     with threadpool_limits(1, user_api="blas"):
-        best = _choose_penalty(fit, x, y, min(3, smallest), seed) if smallest >= 2 else LINEAR_DEFAULT
-        model = fit(np.arange(len(y)), best)
-        scores[:, model.classes_] = model.predict_proba(z)
+        c = _choose_c(x, position, min(3, smallest), seed) if smallest >= 2 and len(present) > 1 else LINEAR_DEFAULT
+        scores[:, present] = _softmax(z, _fit_logistic(x, position, len(present), c))
     return scores
 
 
-def _choose_penalty(fit: Any, x: Array, y: Array, folds: int, seed: int) -> float:
+def _fit_logistic(x: Array, y: Array, classes: int, c: float, start: Array | None = None) -> Array:
+    """Weights ``(D + 1, K)``, the intercept last, that minimise ``c * sum(log loss) + |weights|^2 / 2`` without the intercept.
+
+    The same optimum as scikit-learn's ``LogisticRegression(C=c)`` at a fifth of the time: on a hundred labels its checks
+    of every argument in every iteration cost more than the arithmetic.
+    """
+    from scipy.optimize import minimize
+
+    x = np.asarray(x, dtype=np.float64)
+    n, d = x.shape
+    rows = np.arange(n)
+
+    def objective(flat: Array) -> tuple[float, Array]:
+        w = flat.reshape(d + 1, classes)
+        logits = x @ w[:-1] + w[-1]
+        logits -= logits.max(axis=1, keepdims=True)
+        exp = np.exp(logits)
+        z = exp.sum(axis=1, keepdims=True)
+        loss = float((np.log(z[:, 0]) - logits[rows, y]).mean() + (w[:-1] ** 2).sum() / (2 * c * n))
+        error = exp / z
+        error[rows, y] -= 1
+        error /= n
+        return loss, np.vstack([x.T @ error + w[:-1] / (c * n), error.sum(axis=0)]).ravel()
+
+    first = np.zeros((d + 1) * classes) if start is None else start.ravel()
+    found = minimize(objective, first, jac=True, method="L-BFGS-B", options={"maxiter": 200, "gtol": 1e-3 / n**0.5})
+    return found.x.reshape(d + 1, classes)
+
+
+def _softmax(x: Array, weights: Array) -> Array:
+    logits = x @ weights[:-1] + weights[-1]
+    return _probabilities(np.exp(logits - logits.max(axis=1, keepdims=True)))
+
+
+def _choose_c(x: Array, y: Array, folds: int, seed: int) -> float:
+    """The inverse penalty with the lowest log loss in stratified cross-validation; ties go to the stronger penalty."""
     from sklearn.model_selection import StratifiedKFold
 
+    classes = int(y.max()) + 1
     losses = np.zeros(len(LINEAR_GRID))
     for inside, outside in StratifiedKFold(folds, shuffle=True, random_state=seed).split(x, y):
-        for i, strength in enumerate(LINEAR_GRID):
-            model = fit(inside, strength)
-            column = np.searchsorted(model.classes_, y[outside])
-            chance = model.predict_proba(x[outside])[np.arange(len(outside)), column]
+        weights = None
+        for i, c in enumerate(LINEAR_GRID):
+            weights = _fit_logistic(x[inside], y[inside], classes, c, weights)
+            chance = _softmax(x[outside], weights)[np.arange(len(outside)), y[outside]]
             losses[i] -= np.log(np.maximum(chance, 1e-12)).sum()
     return LINEAR_GRID[int(losses.argmin())]
 
