@@ -22,7 +22,7 @@ from ssl_core.models.classifier import build_classifier, save_classifier
 from ssl_core.models.embed import embed
 from ssl_core.models.encoder import EncoderInfo, Preprocessing, build_encoder, save_encoder
 from ssl_core.pipeline import get_step
-from ssl_core.registry import gate, promote, register
+from ssl_core.registry import gate, promote, register, versions
 from ssl_core.registry.client import connect
 from ssl_core.registry.tracking import open_run
 from ssl_core.step import Output, StepContext
@@ -178,6 +178,14 @@ class World:
 
 
 @pytest.fixture
-def world(settings: Settings, make_project: Callable[..., ProjectConfig], tmp_path: Path) -> World:
+def real_world(settings: Settings, make_project: Callable[..., ProjectConfig], tmp_path: Path) -> World:
     project = make_project(encoder={"widths": [8]}, evaluate={"bootstrap": 500})
     return World(settings, project, tmp_path)
+
+
+@pytest.fixture
+def world(real_world: World, monkeypatch: pytest.MonkeyPatch) -> World:
+    """``real_world``, but no model is logged or loaded: for what is decided, not for what is served. Seconds faster."""
+    monkeypatch.setattr(register, "_log", lambda ctx, kind, folder, golden, card: ("", folder.as_uri()))
+    monkeypatch.setattr(versions, "replay_golden", lambda uri, golden: 0.0)
+    return real_world

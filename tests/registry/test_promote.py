@@ -150,16 +150,28 @@ def test_a_champion_that_fails_by_its_alias_is_taken_back(world: World, monkeypa
     world.promote(world.gate(world.register("a", right=150))[1])
     inputs = world.register("b", right=180, dataset=2)
     _, given = world.gate(inputs)
-    real = versions.replay_golden
-    monkeypatch.setattr(versions, "replay_golden", lambda uri, golden: 0.5 if uri.endswith("@champion") else real(uri, golden))
-    with pytest.raises(CheckFailed, match="version 1 is the champion again"):
-        world.promote(given)
+    with monkeypatch.context() as patch:
+        patch.setattr(versions, "replay_golden", lambda uri, golden: 0.5 if uri.endswith("@champion") else 0.0)
+        with pytest.raises(CheckFailed, match="version 1 is the champion again"):
+            world.promote(given)
     assert world.aliases() == {"champion": "1", "challenger": "2"}
     assert [e.action for e in ledger(world).entries()] == ["PROMOTED", "PROMOTED", "ROLLED_BACK"]
-    monkeypatch.undo()
     report, _ = world.gate(inputs)
     assert report.verdict is Verdict.REJECT
     assert "ROLLED_BACK" in report.reasons[0]
+
+
+def test_the_champion_answers_by_its_alias(real_world: World) -> None:
+    import mlflow
+
+    from ssl_core.serving.package import request
+    from tests.registry.conftest import golden_pixels
+
+    inputs = real_world.register("a", right=150)
+    real_world.promote(real_world.gate(inputs)[1])
+    answer = mlflow.pyfunc.load_model("models:/tiny@champion").predict(request(golden_pixels(1)))
+    wanted = load_file(real_world.store.fetch(inputs["registered_model"]) / "golden.safetensors")["probabilities"]
+    assert [list(row.values()) for row in answer["probabilities"]] == pytest.approx(wanted.double().numpy(), abs=1e-6)
 
 
 def test_what_does_not_load_never_enters_the_ledger(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -185,14 +197,14 @@ def test_a_broken_ledger_stops_promotion(world: World) -> None:
 # ---- registration
 
 
-def test_registered_versions_load_and_hold_their_lineage(world: World) -> None:
+def test_registered_versions_load_and_hold_their_lineage(real_world: World) -> None:
     import mlflow
 
-    inputs = world.register("a", right=150)
+    inputs = real_world.register("a", right=150)
     ref = inputs["registered_model"]
-    version = world.client.get_model_version("tiny", "1")
+    version = real_world.client.get_model_version("tiny", "1")
     assert versions.to_ref(version) == ref
-    assert world.store.fetch(ref).is_dir()
+    assert real_world.store.fetch(ref).is_dir()
     assert version.tags["ssl.dataset"] == "tiny@v1"
     assert version.tags["ssl.encoder_version"] == "1"
     assert version.tags["ssl.evaluation_sha256"] == inputs["evaluation"].sha256
@@ -202,24 +214,24 @@ def test_registered_versions_load_and_hold_their_lineage(world: World) -> None:
     requirements = Path(mlflow.artifacts.download_artifacts("models:/tiny/1/requirements.txt")).read_text()
     assert "torch==2" in requirements
     assert "+cpu" not in requirements
-    run = world.client.get_run(ref.run_id)
+    run = real_world.client.get_run(ref.run_id)
     assert run.data.tags["ssl.dataset"] == "tiny@v1"
-    assert "model_card.md" in [a.path for a in world.client.list_artifacts(ref.run_id)]
+    assert "model_card.md" in [a.path for a in real_world.client.list_artifacts(ref.run_id)]
 
 
-def test_swapped_weights_are_refused(world: World) -> None:
-    inputs = world.model_inputs("a", right=150)
+def test_swapped_weights_are_refused(real_world: World) -> None:
+    inputs = real_world.model_inputs("a", right=150)
 
     def swapped(folder: Path) -> None:
-        write_classifier(folder, world.project, seed=0)
+        write_classifier(folder, real_world.project, seed=0)
         golden = load_file(folder / "golden.safetensors")
-        write_classifier(folder, world.project, seed=1)
+        write_classifier(folder, real_world.project, seed=1)
         save_file(golden, folder / "golden.safetensors")
 
-    inputs["model"] = world.put("finetune", "swapped", "model", swapped)
+    inputs["model"] = real_world.put("finetune", "swapped", "model", swapped)
     with pytest.raises(CheckFailed, match="does not answer as the trained network did"):
-        world.step("register", register.register_model, inputs)
-    assert world.versions() == []
+        real_world.step("register", register.register_model, inputs)
+    assert real_world.versions() == []
 
 
 def test_weights_changed_in_the_store_are_refused(world: World) -> None:
@@ -238,24 +250,24 @@ def test_a_missing_golden_batch_is_refused(world: World) -> None:
         world.step("register", register.register_model, inputs)
 
 
-def test_a_crash_between_log_and_register_makes_one_version(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_crash_between_log_and_register_makes_one_version(real_world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     from mlflow import MlflowClient
 
-    inputs = world.model_inputs("a", right=150)
+    inputs = real_world.model_inputs("a", right=150)
     with monkeypatch.context() as patch:
         patch.setattr(MlflowClient, "create_model_version", lambda *a, **k: (_ for _ in ()).throw(KeyboardInterrupt))
         with pytest.raises(KeyboardInterrupt):
-            world.step("register", register.register_model, inputs, key="same")
-    assert world.versions() == []
+            real_world.step("register", register.register_model, inputs, key="same")
+    assert real_world.versions() == []
     with monkeypatch.context() as patch:  # and a second crash, right after the version was made
         patch.setattr(versions, "to_ref", lambda version: (_ for _ in ()).throw(KeyboardInterrupt))
         with pytest.raises(KeyboardInterrupt):
-            world.step("register", register.register_model, inputs, key="same")
-    assert len(world.versions()) == 1
-    result = world.step("register", register.register_model, inputs, key="same")
+            real_world.step("register", register.register_model, inputs, key="same")
+    assert len(real_world.versions()) == 1
+    result = real_world.step("register", register.register_model, inputs, key="same")
     assert result.outputs["registered_model"].version == "1"
-    assert len(world.versions()) == 1
-    assert world.aliases() == {"challenger": "1"}
+    assert len(real_world.versions()) == 1
+    assert real_world.aliases() == {"challenger": "1"}
 
 
 def test_still_registered(world: World) -> None:
