@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+import subprocess
+import sys
 from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
@@ -214,3 +216,10 @@ def test_the_same_data_gives_the_same_files(step: Callable[..., StepContext]) ->
 def test_the_date_is_part_of_the_key_only_where_freshness_is_judged(make_project: Callable[..., ProjectConfig]) -> None:
     assert validate.fingerprint(make_project()) == ""
     assert validate.fingerprint(make_project(validation={"max_age_days": 3})) == f"{datetime.now(UTC):%Y-%m-%d}"
+
+
+def test_looking_at_the_step_does_not_import_great_expectations() -> None:
+    heavy = ("great_expectations", "pandas", "torch", "mlflow")
+    code = f"import sys, ssl_core.validation.validate; print([m for m in {heavy} if m in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
