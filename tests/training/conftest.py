@@ -9,11 +9,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 
 from ssl_core.config.encoders import ResNetConfig
 from ssl_core.config.objectives import SimCLRConfig
 from ssl_core.config.project import PretrainConfig
+from ssl_core.contracts import DatasetRef
+from ssl_core.data.memory import Images
 from ssl_core.models.encoder import build_encoder, measure_preprocessing
 from ssl_core.objectives.simclr import SimCLR
 from ssl_core.step import NoProgress, NoTracker
@@ -68,7 +71,7 @@ class Bench:
         self.monitor = Monitor(
             encoder, preprocessing, self.pixels, self.train, min(config.batch_size, self.count),
             views=lambda pixels, view: preprocessing.normalise(augment(pixels, 0, 0, view)),
-            labelled=(self.train[::2], self.labels[::2], self.train[1::2], self.labels[1::2]),
+            labelled=(self.train[4:], self.labels[4:], self.train[:4], self.labels[:4]),
         )  # fmt: skip
         forward = self.objective.forward
 
@@ -98,3 +101,38 @@ def bench(tmp_path: Path) -> Bench:
 def make_bench(tmp_path: Path) -> Callable[..., Bench]:
     count = iter(range(1000))
     return lambda **more: Bench(tmp_path / f"bench{next(count)}", **more)
+
+
+CLASSES = ["left", "right", "top", "bottom"]
+
+
+def striped_images(folder: Path, *, train: int = 48, val: int = 12, labelled: int | None = None) -> Images:
+    """A memory-mapped dataset as ``data.memory`` gives it: train first, then val, then as many of test."""
+    pixels, numbers = striped_pixels(train + 2 * val)
+    folder.mkdir(parents=True, exist_ok=True)
+    pixels.tofile(folder / "pixels.u8")
+    labels = np.array([CLASSES[number] for number in numbers], dtype=object)
+    if labelled is not None:
+        labels[labelled:train] = None
+    manifest = pd.DataFrame(
+        {
+            "sample_id": [f"{row:064x}" for row in range(len(pixels))],
+            "split": ["train"] * train + ["val"] * val + ["test"] * val,
+            "label": pd.Series(labels, dtype=object),
+        }
+    )
+    mapped = np.memmap(folder / "pixels.u8", dtype=np.uint8, mode="r", shape=pixels.shape)
+    return Images(pixels=mapped, manifest=manifest, classes=CLASSES)
+
+
+DATASET = DatasetRef(
+    kind="dataset", name="tiny", tag="tiny@v1", revision="0" * 40, path="tiny/data", md5="0" * 32 + ".dir",
+    remote="/nowhere", sha256="a" * 64, producer="publish/k", rows=72, labelled=72, classes=4,
+)  # fmt: skip
+
+TINY = {
+    "encoder": {"widths": (8, 16)},
+    "objective": {"projection_hidden": 16, "projection_dim": 8},
+    "pretrain": {"epochs": 4, "batch_size": 16, "threads": 1, "checkpoint_seconds": 0},
+}
+"""Project sections under which a step takes a moment."""

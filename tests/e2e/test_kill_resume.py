@@ -1,0 +1,126 @@
+"""``kill -9`` of the pretraining process at five random moments, each followed by the same command.
+
+The last process must end with the very weights of a run that nobody killed, and no step that lies before a checkpoint
+may be done twice. This file is the test and, run as a module, the process that it kills.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+EPOCHS, STEPS_PER_EPOCH = 30, 3
+TOTAL = EPOCHS * STEPS_PER_EPOCH
+ROOT = Path(__file__).parents[2]
+
+
+def pretrain_in(folder: Path) -> None:
+    """The process: one pretrain step on the store in ``folder``; each step and checkpoint leaves a line in ``log``."""
+    from ssl_core.config.project import ProjectConfig
+    from ssl_core.config.settings import Settings
+    from ssl_core.contracts import RunContext
+    from ssl_core.objectives.simclr import SimCLR
+    from ssl_core.step import StepContext
+    from ssl_core.store import Store, path_sha256
+    from ssl_core.training import pretrain
+    from tests.training.conftest import DATASET, TINY, striped_images
+
+    log = os.open(folder / "log", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+
+    def write(line: str) -> None:
+        os.write(log, f"{line}\n".encode())  # one system call: a killed process leaves whole lines
+
+    settings = Settings(home=folder / "home")
+    store = Store(settings.store_url, settings.cache)
+    checkpoints = store.checkpoints("tiny", "pretrain", "key")
+    save, forward = checkpoints.save, SimCLR.forward
+
+    def saved(position: int, *arguments: Any) -> None:
+        save(position, *arguments)
+        write(f"saved {position}")
+
+    def stepped(self: SimCLR, *arguments: Any, step: int, **more: Any) -> Any:
+        write(f"step {step}")
+        return forward(self, *arguments, step=step, **more)
+
+    checkpoints.save = saved  # type: ignore[method-assign]
+    SimCLR.forward = stepped  # type: ignore[method-assign]
+    images = striped_images(folder / f"decoded-{os.getpid()}")
+    pretrain._open = lambda ctx, dataset: images  # type: ignore[assignment]
+    config = TINY | {"pretrain": {**TINY["pretrain"], "epochs": EPOCHS}}
+    project = ProjectConfig.model_validate({"name": "tiny", "data": {"source": "sample://digits"}, **config})
+    with store.scratch() as scratch:
+        context = StepContext(
+            project=project, settings=settings, inputs={"dataset": DATASET}, run=RunContext(run_id="test"), key="key",
+            out=scratch, store=store, checkpoints=checkpoints,
+        )  # fmt: skip
+        write("start")
+        pretrain.run(context)
+        write(f"done {path_sha256(scratch / 'encoder')}")
+
+
+def start(folder: Path) -> subprocess.Popen[bytes]:
+    folder.mkdir(parents=True, exist_ok=True)
+    return subprocess.Popen([sys.executable, "-m", "tests.e2e.test_kill_resume", str(folder)], cwd=ROOT, env=os.environ | {"OMP_NUM_THREADS": "1"})
+
+
+def lines(folder: Path) -> list[str]:
+    log = folder / "log"
+    return log.read_text().splitlines() if log.exists() else []
+
+
+def finish(folder: Path) -> str:
+    """Runs to the end; returns the digest of the encoder folder."""
+    assert start(folder).wait(timeout=300) == 0
+    return lines(folder)[-1].removeprefix("done ")
+
+
+def kill_after(folder: Path, step: int, delay: float) -> None:
+    """Starts the process and kills it a moment after it began ``step``."""
+    process = start(folder)
+    deadline = time.monotonic() + 300
+    earlier = len(lines(folder))
+    while f"step {step}" not in lines(folder)[earlier:]:
+        assert process.poll() is None, "ended before it could be killed"
+        assert time.monotonic() < deadline
+        time.sleep(0.002)
+    time.sleep(delay)
+    process.send_signal(signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL
+
+
+@pytest.mark.e2e
+def test_five_kills_and_the_same_weights(tmp_path: Path) -> None:
+    undisturbed = finish(tmp_path / "whole")
+    rng = random.Random(20261123)
+    moments = sorted(rng.sample(range(2, TOTAL - 10), 5))
+    broken = tmp_path / "broken"
+    for step in moments:
+        kill_after(broken, step, rng.uniform(0, 0.05))
+    assert finish(broken) == undisturbed
+
+    attempts = " ".join(lines(broken)).split("start")[1:]
+    assert len(attempts) == 6
+    checkpoint, reached = 0, 0
+    for attempt in attempts:
+        steps = [int(number) for number in re.findall(r"step (\d+)", attempt)]
+        saves = [int(number) for number in re.findall(r"saved (\d+)", attempt)]
+        assert steps[0] >= checkpoint, "a step before a checkpoint was done again"
+        assert steps[0] <= reached, "a step was left out"
+        assert steps == list(range(steps[0], steps[-1] + 1))
+        checkpoint, reached = max([checkpoint, *saves]), steps[-1] + 1
+    assert reached == TOTAL
+    assert checkpoint == TOTAL
+
+
+if __name__ == "__main__":
+    pretrain_in(Path(sys.argv[1]))

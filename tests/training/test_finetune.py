@@ -1,0 +1,134 @@
+"""The finetune step: honest budgets, a model that loads, clear refusals."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file
+
+from ssl_core.config.project import ProjectConfig
+from ssl_core.config.tasks import ImageClassificationConfig
+from ssl_core.contracts import ModelRef
+from ssl_core.errors import UserError
+from ssl_core.models.classifier import load_classifier
+from ssl_core.models.encoder import EncoderInfo, build_encoder, measure_preprocessing, save_encoder
+from ssl_core.step import Output, StepContext
+from ssl_core.store import path_sha256
+from ssl_core.training import finetune
+from ssl_core.training.runtime import Runtime
+from tests.training.conftest import CLASSES, DATASET, ENCODER, TINY, striped_images
+
+RUNTIME = Runtime("cpu", "float32", 1)
+QUICK = {"epochs": 2, "batch_size": 16}
+
+
+@pytest.fixture(autouse=True)
+def _few_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ssl_core.tasks.image_classification.MIN_STEPS", 2)
+
+
+@pytest.fixture
+def context(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, make_project: Callable[..., ProjectConfig], make_context: Callable[..., StepContext]
+) -> Callable[..., StepContext]:
+    def make(key: str = "k", *, labelled: int | None = None, **task: Any) -> StepContext:
+        images = striped_images(tmp_path / "decoded", labelled=labelled)
+        monkeypatch.setattr(finetune, "open_images", lambda ref, settings, *, size, channels, progress: images)
+        registered = ModelRef(
+            kind="registered-encoder", name="tiny-encoder", version="3", model_id="m-1", run_id="r", uri="tiny/pretrain/e/out/encoder",
+            sha256="", producer="pretrain/e",
+        )  # fmt: skip
+        ctx = make_context(make_project(**TINY, task=QUICK | task), step="finetune", key=key, inputs={"dataset": DATASET})
+        preprocessing = measure_preprocessing(images.pixels, images.positions("train"))
+        folder = Path(ctx.store.path(registered.uri))
+        save_encoder(folder, build_encoder(ENCODER, 1, seed=0), EncoderInfo(ENCODER, preprocessing, 16))
+        ctx.inputs = {"dataset": DATASET, "registered_encoder": registered.model_copy(update={"sha256": path_sha256(folder)})}
+        return ctx
+
+    return make
+
+
+def test_leaves_a_model_its_labels_and_a_golden_batch(context: Callable[..., StepContext]) -> None:
+    ctx = context(labels=8, epochs=20, learning_rate=2e-2, encoder_learning_rate=5e-3)
+    output = finetune.run(ctx)
+    folder = ctx.out / "model"
+    assert output.outputs == {"model": Output("model", "model")}
+    model, golden = load_classifier(folder), load_file(folder / "golden.safetensors")
+    assert model.classes == CLASSES
+    assert golden["pixels"].shape == (16, 1, 8, 8)
+    assert np.array_equal(model.predict_proba(golden["pixels"]), golden["probabilities"])
+    document = json.loads((folder / "training.json").read_text())
+    assert document["label_budget"] == document["labels"] == len(set(document["sample_ids"])) == 8
+    assert document["encoder"] == "tiny-encoder/3"
+    assert document["spread"] is True
+    assert output.metrics["val_accuracy"] > 0.9
+    assert "8 labelled images" in output.summary
+
+
+def test_same_seed_same_model(context: Callable[..., StepContext]) -> None:
+    folders = []
+    for key, seed in (("a", 0), ("b", 0), ("c", 1)):
+        ctx = context(key, labels=8, seed=seed)
+        finetune.run(ctx)
+        folders.append(ctx.out / "model")
+    assert path_sha256(folders[0]) == path_sha256(folders[1])
+    assert (folders[0] / "head.safetensors").read_bytes() != (folders[2] / "head.safetensors").read_bytes()
+    ids = [json.loads((folder / "training.json").read_text())["sample_ids"] for folder in folders]
+    assert ids[0] != ids[2]
+
+
+def test_labels_outside_the_budget_are_never_read(tmp_path: Path) -> None:
+    images = striped_images(tmp_path / "decoded")
+    task = ImageClassificationConfig(labels=8, **QUICK)
+    info = EncoderInfo(ENCODER, measure_preprocessing(images.pixels, images.positions("train")), 16)
+    first = finetune.finetune_from(build_encoder(ENCODER, 1, seed=0), info, images, task, RUNTIME)
+    assert len(first.labelled) == 8
+    assert len(first.unlabeled) == 40
+    manifest = images.manifest.copy()
+    hidden = np.setdiff1d(np.arange(len(manifest)), first.labelled)
+    # Shifted labels elsewhere; the draw itself is fixed, so that only a reader of the rest could tell.
+    manifest.loc[hidden, "label"] = [CLASSES[(CLASSES.index(label) + 1) % 4] for label in manifest.loc[hidden, "label"]]
+    changed = replace(images, manifest=manifest)
+    monkey = pytest.MonkeyPatch()
+    with monkey.context() as patch:
+        patch.setattr(finetune, "draw_labels", lambda *_: first.labelled)
+        second = finetune.finetune_from(build_encoder(ENCODER, 1, seed=0), info, changed, task, RUNTIME)
+    train = images.pixels[images.positions("train")]
+    assert np.array_equal(first.model.predict_proba(train), second.model.predict_proba(train))
+
+
+def test_the_encoder_does_not_change_the_draw(tmp_path: Path) -> None:
+    images = striped_images(tmp_path / "decoded")
+    task = ImageClassificationConfig(labels=12, **QUICK)
+    info = EncoderInfo(ENCODER, measure_preprocessing(images.pixels, images.positions("train")), 16)
+    one, two = (finetune.finetune_from(build_encoder(ENCODER, 1, seed=seed), info, images, task, RUNTIME) for seed in (0, 1))
+    assert np.array_equal(one.labelled, two.labelled)
+    assert np.bincount(images.labels[one.labelled]).tolist() == [3, 3, 3, 3]
+
+
+def test_all_takes_every_label_and_leaves_the_others_unlabeled(tmp_path: Path) -> None:
+    images = striped_images(tmp_path / "decoded", labelled=20)
+    assert np.array_equal(finetune.draw_labels(images, ImageClassificationConfig()), np.arange(20))
+
+
+@pytest.mark.parametrize(
+    ("labelled", "labels", "words"),
+    [
+        (20, 21, r"task\.labels: asks for 21 labels, but the training split has 20"),
+        (None, 3, r"task\.labels: asks for 3 labels, but there are 4 classes"),
+        (3, "all", r"no labelled training image of bottom"),
+        (0, "all", r"no labelled training image of left, right, top, bottom"),
+    ],
+)
+def test_too_few_labels_is_the_users_error(labelled: int | None, labels: int | str, words: str, context: Callable[..., StepContext]) -> None:
+    ctx = context(labelled=labelled, labels=labels)
+    with pytest.raises(UserError, match=words) as caught:
+        finetune.run(ctx)
+    assert caught.value.next_step
+    assert not list(ctx.out.iterdir())
