@@ -26,6 +26,7 @@ from ssl_core.models.embed import embed
 from ssl_core.models.encoder import EncoderInfo
 from ssl_core.models.optim import adamw, parameter_groups, set_rates, warmup_cosine
 from ssl_core.models.probes import spread_labels
+from ssl_core.models.resnet import ResNet
 from ssl_core.step import NoProgress, NoTracker, Progress, Tracker
 
 MIN_STEPS = 100
@@ -61,7 +62,7 @@ class Targets:
 
 
 def train_classifier(
-    encoder: nn.Module,
+    encoder: ResNet,
     info: EncoderInfo,
     images: Images,
     labelled_positions: np.ndarray,

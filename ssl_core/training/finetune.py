@@ -10,7 +10,6 @@ from pathlib import Path
 
 import numpy as np
 from safetensors.numpy import save_file
-from torch import nn
 
 from ssl_core.config.tasks import ImageClassificationConfig
 from ssl_core.contracts import DatasetRef, ModelRef
@@ -19,6 +18,7 @@ from ssl_core.data.memory import Images, open_images
 from ssl_core.errors import UserError
 from ssl_core.models.classifier import ImageClassifier, load_classifier, save_classifier
 from ssl_core.models.encoder import EncoderInfo, load_encoder
+from ssl_core.models.resnet import ResNet
 from ssl_core.step import NoProgress, NoTracker, Output, Progress, StepContext, StepOutput, Tracker
 from ssl_core.tasks.image_classification import train_classifier
 from ssl_core.training.runtime import Runtime, resolve_runtime
@@ -78,7 +78,7 @@ def run(ctx: StepContext) -> StepOutput:
 
 
 def finetune_from(
-    encoder: nn.Module,
+    encoder: ResNet,
     info: EncoderInfo,
     images: Images,
     task: ImageClassificationConfig,

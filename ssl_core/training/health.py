@@ -14,11 +14,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
 
 from ssl_core.models.embed import embed
 from ssl_core.models.encoder import Preprocessing
 from ssl_core.models.probes import knn_scores
+from ssl_core.models.resnet import ResNet
 
 SPREAD_FLOOR = 0.01
 """Below this, features point the same way for every image (1 is isotropic; a random ResNet is at 0.03 to 0.3)."""
@@ -124,7 +124,7 @@ def diagnose(history: Sequence[Gauge], warmup: int) -> str | None:
 class Monitor:
     """Takes the gauges of one run at fixed steps and raises ``Unhealthy`` where ``diagnose`` finds a fault."""
 
-    encoder: nn.Module
+    encoder: ResNet
     preprocessing: Preprocessing
     pixels: np.ndarray
     train: np.ndarray

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import threading
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
@@ -20,11 +20,12 @@ from accelerate.state import AcceleratorState
 from torch import Tensor, nn
 
 from ssl_core.config.project import PretrainConfig
-from ssl_core.errors import TryAgain
+from ssl_core.errors import TryAgain, UserError
 from ssl_core.models.optim import adamw, parameter_groups, set_rates, warmup_cosine
 from ssl_core.step import Progress, Tracker
 from ssl_core.training.batches import Batches
-from ssl_core.training.health import Gauge, Monitor, Unhealthy, gauge_steps
+from ssl_core.training.health import Gauge, Monitor, gauge_steps
+from ssl_core.training.pace import Pace, Window
 from ssl_core.training.runtime import Runtime
 from ssl_core.training.state import CheckpointFiles
 
@@ -35,33 +36,18 @@ _LONGEST_SILENCE = 20
 """Steps between two looks at the loss, at most: reading it makes a GPU wait."""
 
 
-@dataclass
-class Pace:
-    """How far and how fast; travels in the checkpoint, so the final report covers all attempts of a run."""
-
-    steps: int = 0
-    images: int = 0
-    seconds: float = 0.0
-    waited: float = 0.0
-    """Seconds of ``seconds`` in which the loop stood still for data."""
-    loss_sum: float = 0.0
-    loss_count: int = 0
-    """Losses since the last gauge."""
-
-    @property
-    def images_per_second(self) -> float:
-        return self.images / self.seconds if self.seconds else 0.0
-
-    @property
-    def wait_share(self) -> float:
-        return self.waited / self.seconds if self.seconds else 0.0
-
-
 def setup(runtime: Runtime) -> Accelerator:
     """An ``Accelerator`` for ``runtime``; it places, casts and prepares, and seeds or logs nothing."""
     # Accelerate keeps its state per process; a second run in this process may want another device or precision.
     AcceleratorState._reset_state(reset_partial_state=True)
-    return Accelerator(cpu=runtime.device == "cpu", mixed_precision="bf16" if runtime.precision == "bfloat16" else "no")
+    accelerator = Accelerator(cpu=runtime.device == "cpu", mixed_precision="bf16" if runtime.precision == "bfloat16" else "no")
+    if accelerator.num_processes > 1:
+        # Each would train on the same batches: a contrastive loss over several processes has to gather its negatives.
+        raise UserError(
+            f"{accelerator.num_processes} processes were started, but pretraining runs in one", place="pretrain",
+            next_step="start the step without torchrun or accelerate launch",
+        )
+    return accelerator
 
 
 def fit(
@@ -97,33 +83,20 @@ def fit(
     warmup = round(config.warmup * total)
     gauges = gauge_steps(total)
     look_every = max(1, min(_LONGEST_SILENCE, total // _CURVE_POINTS))
-    in_batch = torch.arange(batches.size, device=accelerator.device)
     model, prepared = accelerator.prepare(objective, optimizer)
-    window = _Window(pace, tracker)
+    window = Window(pace, tracker)
 
     def save(done: int) -> None:
         record = {"pace": asdict(pace), "history": [asdict(gauge) for gauge in monitor.history]}
         checkpoints.save(done, objective, optimizer, record)
-
-    def learn(step: int) -> None:
-        set_rates(optimizer, warmup_cosine(step, total, warmup))
-        clock = time.perf_counter()
-        batch = batches.fetch(step)
-        waited = time.perf_counter() - clock
-        torch.manual_seed(_step_seed(config.seed, step))  # for objectives that draw; augmentation has its own
-        loss, metrics = model(batch, seed=config.seed, step=step, positions=in_batch)
-        accelerator.backward(loss)
-        norm = accelerator.clip_grad_norm_(objective.parameters(), GRADIENT_NORM_LIMIT)
-        prepared.step()
-        prepared.zero_grad(set_to_none=True)
-        window.add(loss.detach(), norm, metrics, len(batch), waited)
 
     saved_at = time.monotonic()
     objective.train()
     with torch.random.fork_rng(), progress.bar("pretrain", total - start, "steps") as bar:
         try:
             for step in range(start, total):
-                learn(step)
+                set_rates(optimizer, warmup_cosine(step, total, warmup))
+                window.add(*train_step(step, model, prepared, batches, accelerator, config.seed))
                 done = step + 1
                 epoch_ends = done % batches.per_epoch == 0
                 due = epoch_ends if config.checkpoint_seconds == 0 else time.monotonic() - saved_at >= config.checkpoint_seconds
@@ -149,58 +122,25 @@ def fit(
     return pace
 
 
-class _Window:
-    """The steps since the loss was last read: values stay on the device until ``close``."""
+def train_step(
+    step: int, model: nn.Module, optimizer: Any, batches: Batches, accelerator: Accelerator, seed: int
+) -> tuple[Tensor, Tensor, dict[str, Any], int, float]:
+    """One step of AdamW; returns loss, gradient norm, metrics, number of images and the seconds waited for them.
 
-    def __init__(self, pace: Pace, tracker: Tracker) -> None:
-        self._pace, self._tracker = pace, tracker
-        self._losses: list[Tensor] = []
-        self._norms: list[Tensor] = []
-        self._metrics: dict[str, Tensor | float] = {}
-        self._images, self._waited, self._clock = 0, 0.0, time.perf_counter()
-
-    def add(self, loss: Tensor, norm: Tensor, metrics: dict[str, Any], images: int, waited: float) -> None:
-        self._losses.append(loss)
-        self._norms.append(norm)
-        self._metrics = metrics
-        self._images += images
-        self._waited += waited
-
-    def close(self, done: int, learning_rate: float) -> tuple[int, float]:
-        """Reads the window after ``done`` steps; returns how many steps it held and their mean loss.
-
-        Raises ``Unhealthy`` where a loss or a gradient norm is not finite, naming the step.
-        """
-        losses = torch.stack(self._losses).double().tolist()
-        norms = torch.stack(self._norms).double().tolist()
-        first = done - len(losses)
-        for what, values in (("loss", losses), ("gradient norm", norms)):
-            for i, value in enumerate(values):
-                if not math.isfinite(value):
-                    raise Unhealthy(f"the {what} is not finite ({value}) at step {first + i + 1}")
-        pace, seconds = self._pace, time.perf_counter() - self._clock
-        pace.steps = done
-        pace.images += self._images
-        pace.seconds += seconds
-        pace.waited += self._waited
-        pace.loss_sum += sum(losses)
-        pace.loss_count += len(losses)
-        mean = sum(losses) / len(losses)
-        curves = {name: float(value) for name, value in self._metrics.items()} | {
-            "loss": mean, "learning_rate": learning_rate, "gradient_norm": norms[-1],
-            "images_per_second": self._images / seconds, "data_wait_share": self._waited / seconds,
-        }
-        self._tracker.metrics(curves, done)
-        self._losses, self._norms, self._images, self._waited = [], [], 0, 0.0
-        self.restart_clock()
-        return len(losses), mean
-
-    def restart_clock(self) -> None:
-        """What happened since (gauges, checkpoints) is not training."""
-        self._clock = time.perf_counter()
+    Loss, norm and metrics stay on the device: reading them would make a GPU wait at every step.
+    """
+    clock = time.perf_counter()
+    batch = batches.fetch(step)
+    waited = time.perf_counter() - clock
+    torch.manual_seed(_step_seed(seed, step))  # for objectives that draw; augmentation has its own
+    positions = torch.arange(len(batch), device=batch.device)
+    loss, metrics = model(batch, seed=seed, step=step, positions=positions)
+    accelerator.backward(loss)
+    norm = accelerator.clip_grad_norm_(model.parameters(), GRADIENT_NORM_LIMIT)
+    optimizer.step()
+    optimizer.zero_grad(set_to_none=True)
+    return loss.detach(), norm, metrics, len(batch), waited
 
 
 def _step_seed(seed: int, step: int) -> int:
     return int(np.random.SeedSequence([seed, step]).generate_state(1, np.uint64)[0] >> 1)
-
-

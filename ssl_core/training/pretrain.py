@@ -17,12 +17,21 @@ from ssl_core.data.memory import Images, choose_size, open_images
 from ssl_core.data.reader import fetch
 from ssl_core.errors import CheckFailed, UserError
 from ssl_core.models.embed import embed
-from ssl_core.models.encoder import EncoderInfo, build_encoder, load_encoder, measure_preprocessing, parameter_count, save_encoder
+from ssl_core.models.encoder import (
+    EncoderInfo,
+    build_encoder,
+    load_encoder,
+    measure_preprocessing,
+    parameter_count,
+    save_encoder,
+)
+from ssl_core.models.resnet import ResNet
 from ssl_core.objectives.simclr import SimCLR
 from ssl_core.pipeline import digest, recipe_digest
 from ssl_core.step import Output, StepContext, StepOutput
 from ssl_core.training.health import Monitor, Unhealthy, report
-from ssl_core.training.loop import Pace, fit
+from ssl_core.training.loop import fit
+from ssl_core.training.pace import Pace
 from ssl_core.training.runtime import Runtime, resolve_runtime
 from ssl_core.training.state import CheckpointFiles
 
@@ -116,7 +125,7 @@ def _labelled(images: Images) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.nd
     return train, images.labels[train], val, images.labels[val]
 
 
-def _save(ctx: StepContext, encoder: torch.nn.Module, info: EncoderInfo, images: Images, train: np.ndarray) -> None:
+def _save(ctx: StepContext, encoder: ResNet, info: EncoderInfo, images: Images, train: np.ndarray) -> None:
     """The encoder folder, with a golden batch computed by what was read back from it: registration compares with that."""
     folder = ctx.out / "encoder"
     save_encoder(folder, encoder, info)

@@ -17,7 +17,13 @@ from ssl_core.errors import CheckFailed, TryAgain
 from ssl_core.models.classifier import ImageClassifier
 from ssl_core.models.encoder import EncoderInfo, build_encoder, measure_preprocessing
 from ssl_core.tasks import image_classification as task
-from ssl_core.tasks.image_classification import balanced_rows, hard_targets, soft_cross_entropy, spread_targets, train_classifier
+from ssl_core.tasks.image_classification import (
+    balanced_rows,
+    hard_targets,
+    soft_cross_entropy,
+    spread_targets,
+    train_classifier,
+)
 
 ENCODER = ResNetConfig(widths=(8, 16))
 NONE = np.array([], dtype=np.int64)

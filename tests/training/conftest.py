@@ -22,7 +22,8 @@ from ssl_core.objectives.simclr import SimCLR
 from ssl_core.step import NoProgress, NoTracker
 from ssl_core.store import Checkpoints, Store
 from ssl_core.training.health import Monitor
-from ssl_core.training.loop import Pace, fit
+from ssl_core.training.loop import fit
+from ssl_core.training.pace import Pace
 from ssl_core.training.runtime import resolve_runtime
 from ssl_core.training.state import CheckpointFiles
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Callable
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -138,7 +139,7 @@ def test_non_finite_loss_stops_with_the_step(bench: Bench) -> None:
         if step == 5:
             next(iter(objective.parameters())).data.fill_(float("nan"))
 
-    with pytest.raises(Unhealthy, match="loss is not finite .* at step 6"):
+    with pytest.raises(Unhealthy, match=r"loss is not finite .* at step 6"):
         bench.start(before_step=poison)
     newest = bench.checkpoints.newest()
     assert newest is not None
@@ -151,7 +152,7 @@ def test_non_finite_gradient_stops(bench: Bench) -> None:
             parameter = next(iter(objective.parameters()))
             parameter.register_hook(lambda gradient: gradient * float("inf"))
 
-    with pytest.raises(Unhealthy, match="gradient norm is not finite .* at step 3"):
+    with pytest.raises(Unhealthy, match=r"gradient norm is not finite .* at step 3"):
         bench.start(before_step=poison)
 
 
@@ -233,7 +234,7 @@ def test_schedule_rises_then_falls() -> None:
     assert shares[9] == shares[10] == 1
     assert shares[55] == pytest.approx(0.5)
     assert 0 < shares[99] < 0.001
-    assert all(b <= a for a, b in zip(shares[10:], shares[11:], strict=False))
+    assert all(b <= a for a, b in pairwise(shares[10:]))
     assert warmup_cosine(0, 1, 0) == 1
     module = torch.nn.Linear(2, 2)
     optimizer = adamw([*parameter_groups(module, 0.4, 0.0), *parameter_groups(torch.nn.Linear(2, 1), 0.2, 0.0)])
