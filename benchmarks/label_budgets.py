@@ -31,7 +31,7 @@ from ssl_core.config.load import load_project
 from ssl_core.config.project import ProjectConfig
 from ssl_core.config.settings import Settings
 from ssl_core.contracts import DatasetRef, Ref, RunContext
-from ssl_core.data import ingest, publish
+from ssl_core.data import ingest
 from ssl_core.data.memory import Images, open_images
 from ssl_core.evaluation.classical import Pixels
 from ssl_core.evaluation.evaluate import RANDOM_ENCODERS
@@ -110,13 +110,11 @@ def context(project: ProjectConfig, name: str, inputs: dict[str, Ref], settings:
 
 
 def make_dataset(project: ProjectConfig, settings: Settings) -> DatasetRef:
-    """The project's data as a published version. Samples are fixed, so nothing has to be validated."""
+    """The project's data as a candidate: its content is fixed, so there is nothing to validate or to publish."""
     settings.root.mkdir(parents=True, exist_ok=True)
     candidate = ingest.run(context(project, "ingest", {}, settings)).outputs["candidate"]
     assert isinstance(candidate, DatasetRef)
-    dataset = publish.run(context(project, "publish", {"candidate": candidate}, settings)).outputs["dataset"]
-    assert isinstance(dataset, DatasetRef)
-    return dataset
+    return candidate
 
 
 def make_encoder(project: ProjectConfig, dataset: DatasetRef, settings: Settings) -> Path:

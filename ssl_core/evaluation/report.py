@@ -68,13 +68,15 @@ def markdown(report: Mapping[str, Any]) -> str:
     return text
 
 
-def as_json(report: Mapping[str, Any], *, version: str | None = None, links: Mapping[str, str] | None = None) -> dict[str, Any]:
+def as_json(
+    report: Mapping[str, Any], *, version: str | None = None, dataset: str = "", links: Mapping[str, str] | None = None
+) -> dict[str, Any]:
     """What ``ssl-core report --json`` prints."""
     keep = {"classical": ("name", *_INTERVAL), "random_init": ("probe", *_INTERVAL), "pretrained": ("probe", *_INTERVAL)}
     return {
         "project": report["project"],
         "version": version,
-        "dataset": report["dataset"]["version"],
+        "dataset": dataset or report["dataset"]["version"],
         "encoder": report["encoder"],
         "test_set": report["test_set"],
         "label_budgets": [

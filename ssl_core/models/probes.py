@@ -186,10 +186,10 @@ class SpreadGraph:
         self._k = min(k, len(train) - 1)
         self._dense = len(train) <= dense_limit
         self._factor: Any = None
-        self._scale, weights = self._graph()
-        degree = np.asarray(weights.sum(axis=1)).ravel()
-        inverse = 1 / np.sqrt(degree)
-        self.normalised = weights.multiply(inverse[:, None]).multiply(inverse[None, :]).tocsr()
+        self._scale, self.weights = self._graph()
+        """W, sparse ``(N, N)``, symmetric, zero diagonal, one component."""
+        inverse = 1 / np.sqrt(np.asarray(self.weights.sum(axis=1)).ravel())
+        self.normalised = self.weights.multiply(inverse[:, None]).multiply(inverse[None, :]).tocsr()
         """S, sparse ``(N, N)``, symmetric, eigenvalues in [-1, 1]."""
         self._votes: tuple[Any, Array, Array] | None = None
 

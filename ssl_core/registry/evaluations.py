@@ -38,21 +38,30 @@ def find_evaluation(settings: Settings, project: str, version: str | None = None
     if entry is None:
         what = f"has no version {version}" if version is not None else "has no champion yet"
         raise UserError(
-            f"'{project}' {what}", place=settings.tracking_url,
+            f"'{project}' {what}",
+            place=settings.tracking_url,
             next_step=f"run `ssl-core run {project}`; with labels it ends with a champion, or says why not",
         )
     tags = entry.tags
     try:
         ref = ArtifactRef(
-            kind="evaluation", uri=tags["ssl.evaluation_uri"], sha256=tags["ssl.evaluation_sha256"], producer=tags["ssl.evaluation_producer"]
+            kind="evaluation",
+            uri=tags["ssl.evaluation_uri"],
+            sha256=tags["ssl.evaluation_sha256"],
+            producer=tags["ssl.evaluation_producer"],
         )
     except KeyError:
         raise UserError(
-            f"'{project}' version {entry.version} has no evaluation on record", place=settings.tracking_url,
+            f"'{project}' version {entry.version} has no evaluation on record",
+            place=settings.tracking_url,
             next_step="register it by `ssl-core run`, or choose another --version",
         ) from None
     links = {"Model": version_link(settings, project, str(entry.version))}
-    links |= {title: tags[tag] for title, tag in (("MLflow run", "ssl.run_url"), ("DAG run", "ssl.dag_run_url")) if tags.get(tag)}
+    links |= {
+        title: tags[tag]
+        for title, tag in (("MLflow run", "ssl.run_url"), ("DAG run", "ssl.dag_run_url"))
+        if tags.get(tag)
+    }
     folder = Store(settings.store_url, settings.cache).fetch(ref)
     alias = versions.CHAMPION if version is None else ""
     return Found(str(entry.version), alias, tags.get("ssl.dataset", ""), folder, links)
