@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import click
 
 from ssl_core.cli.common import load_settings, new_run
@@ -10,7 +12,11 @@ from ssl_core.errors import UserError
 
 @click.command()
 @click.argument("project")
-@click.option("--approve", metavar="DIGEST", help="Promote the challenger of the gate report with this SHA-256 (a beginning is enough).")
+@click.option(
+    "--approve",
+    metavar="DIGEST",
+    help="Promote the challenger of the gate report with this SHA-256 (a beginning is enough).",
+)
 @click.option("--decline", metavar="DIGEST", help="Turn it down; the champion stays.")
 def promote(project: str, approve: str | None, decline: str | None) -> None:
     """Approve or decline what the gate left to a person, by the digest of its report."""
@@ -21,6 +27,6 @@ def promote(project: str, approve: str | None, decline: str | None) -> None:
         raise UserError("say either --approve DIGEST or --decline DIGEST", place="ssl-core promote")
     settings = load_settings()
     ensure_server(settings, lambda text: click.echo(text, err=True))
-    action = "PROMOTED" if approve else "DECLINED"
+    action: Literal["PROMOTED", "DECLINED"] = "PROMOTED" if approve else "DECLINED"
     outcome = decide(settings, project, (approve or decline or "").lower(), action, new_run())
     click.echo(outcome.text)

@@ -64,7 +64,8 @@ def _unreachable(settings: Settings, detail: str = "") -> TryAgain:
     mend = "start it with `ssl-core mlflow start`" if local else "check MLFLOW_TRACKING_URI and that the server is up"
     return TryAgain(
         "MLflow cannot be reached" + (f": {detail}" if detail else ""),
-        place=settings.tracking_url, next_step=f"{mend}, then run the same command again",
+        place=settings.tracking_url,
+        next_step=f"{mend}, then run the same command again",
     )
 
 
@@ -115,7 +116,8 @@ def _as_step_error(error: Exception, settings: Settings) -> StepError | None:
         return _unreachable(settings, f"HTTP {status}")
     if status in (401, 403):
         return UserError(
-            f"MLflow refused the request (HTTP {status})", place=settings.tracking_url,
+            f"MLflow refused the request (HTTP {status})",
+            place=settings.tracking_url,
             next_step="check MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, and the server's --allowed-hosts",
         )
     return None
@@ -131,8 +133,14 @@ def connect(settings: Settings) -> MlflowClient:
         for name in ("mlflow", "alembic"):
             logging.getLogger(name).setLevel(logging.ERROR)
     # Loading `models:/...` and logging a model go through the module's global address.
+    # It writes the address to the environment too, where our own settings would take it for the user's choice.
+    chosen = os.environ.get("MLFLOW_TRACKING_URI")
     mlflow.set_tracking_uri(settings.tracking_url)
     mlflow.set_registry_uri(settings.tracking_url)
+    if chosen is None:
+        os.environ.pop("MLFLOW_TRACKING_URI", None)
+    else:
+        os.environ["MLFLOW_TRACKING_URI"] = chosen
     return mlflow.MlflowClient(tracking_uri=settings.tracking_url, registry_uri=settings.tracking_url)
 
 

@@ -59,7 +59,9 @@ def run(ctx: StepContext) -> StepOutput:
     if settled is not None:
         decision = already_decided(settled)
     elif version is None:
-        decision = Decision(Verdict.REJECT, [f"{challenger.name} version {challenger.version} is not in the registry any more"])
+        decision = Decision(
+            Verdict.REJECT, [f"{challenger.name} version {challenger.version} is not in the registry any more"]
+        )
     elif version.tags.get("ssl.golden") != "passed":
         decision = Decision(Verdict.REJECT, ["the golden batch was not passed at registration"])
     else:
@@ -103,7 +105,10 @@ def already_decided(entry: LedgerEntry) -> Decision:
     """The same verdict again: a second look at the same test samples is not a second chance."""
     return Decision(
         entry.verdict,
-        [f"already decided in ledger entry {entry.seq}: {entry.action} for {entry.dataset} and this recipe", *entry.reasons],
+        [
+            f"already decided in ledger entry {entry.seq}: {entry.action} for {entry.dataset} and this recipe",
+            *entry.reasons,
+        ],
         details={"already_decided": entry.seq},
     )
 
@@ -111,7 +116,12 @@ def already_decided(entry: LedgerEntry) -> Decision:
 def apply_approval(decision: Decision, promotion: PromotionConfig) -> Decision:
     """``promotion.approval: human`` leaves every promotion to a person."""
     if promotion.approval == "human" and decision.verdict is Verdict.PROMOTE:
-        return Decision(Verdict.NEEDS_HUMAN, ["promotion.approval is human; the gate itself would promote", *decision.reasons], decision.metrics, decision.details)
+        return Decision(
+            Verdict.NEEDS_HUMAN,
+            ["promotion.approval is human; the gate itself would promote", *decision.reasons],
+            decision.metrics,
+            decision.details,
+        )
     return decision
 
 
@@ -129,7 +139,10 @@ def _judge(ctx: StepContext, folder: Path, champion: str | None) -> Decision:
         return Decision(Verdict.NEEDS_HUMAN, [f"champion version {champion} cannot be compared with: {why}"])
     common = set(mine.sample_ids) & set(theirs.sample_ids)
     if len(common) < FEWEST_SAMPLES:
-        return Decision(Verdict.NEEDS_HUMAN, [f"challenger and champion share {len(common)} test samples; fewer than {FEWEST_SAMPLES} decide nothing"])
+        return Decision(
+            Verdict.NEEDS_HUMAN,
+            [f"challenger and champion share {len(common)} test samples; fewer than {FEWEST_SAMPLES} decide nothing"],
+        )
     return judge(compare(mine, theirs, **options), ctx.project.promotion.margin)
 
 
@@ -166,11 +179,21 @@ def judge(c: Comparison, margin: float) -> Decision:
     elif c.difference >= 0 and c.low > -margin:
         verdict, reason = Verdict.PROMOTE, f"as good as the champion or better: {text}"
     else:
-        verdict, reason = Verdict.NEEDS_HUMAN, f"cannot be told from these samples with promotion.margin {margin:g}: {text}"
-    reasons = [reason, f"the smallest difference that {c.n} samples with so many disagreements would have shown: {c.detectable:.3f}"]
+        verdict, reason = (
+            Verdict.NEEDS_HUMAN,
+            f"cannot be told from these samples with promotion.margin {margin:g}: {text}",
+        )
+    reasons = [
+        reason,
+        f"the smallest difference that {c.n} samples with so many disagreements would have shown: {c.detectable:.3f}",
+    ]
     if c.only_in_one:
-        reasons.append(f"compared on the {c.n} test samples that both were evaluated on; {c.only_in_one} are in one test set only")
-    return Decision(verdict, reasons, _metrics(c, "champion"), {"against": "champion", "comparison": asdict(c), "margin": margin})
+        reasons.append(
+            f"compared on the {c.n} test samples that both were evaluated on; {c.only_in_one} are in one test set only"
+        )
+    return Decision(
+        verdict, reasons, _metrics(c, "champion"), {"against": "champion", "comparison": asdict(c), "margin": margin}
+    )
 
 
 def _difference(c: Comparison) -> str:

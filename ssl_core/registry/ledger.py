@@ -54,7 +54,10 @@ class Ledger:
             if entry.seq != seq or entry.project != self.project:
                 raise self._broken(seq, "it belongs elsewhere")
             if entry.previous != before:
-                raise self._broken(seq - 1 or seq, f"it was changed after entry {seq} was written" if seq > 1 else "it names an entry before it")
+                raise self._broken(
+                    seq - 1 or seq,
+                    f"it was changed after entry {seq} was written" if seq > 1 else "it names an entry before it",
+                )
             entries.append(entry)
             before = entry_digest(raw)
         return entries
@@ -91,7 +94,8 @@ class Ledger:
 
     def _broken(self, seq: int, why: str) -> CheckFailed:
         return CheckFailed(
-            f"the ledger's chain is broken at entry {seq}: {why}", place=self._store.path(f"{self._uri}/{_file_name(seq)}"),
+            f"the ledger's chain is broken at entry {seq}: {why}",
+            place=self._store.path(f"{self._uri}/{_file_name(seq)}"),
             next_step="restore the entry from a backup, or from its copy in the MLflow run of the promotion; nothing is promoted until then",
         )
 
@@ -125,7 +129,9 @@ def standing(entries: list[LedgerEntry]) -> Standing:
             )  # fmt: skip
         elif entry.action == "ROLLED_BACK":
             # Back to how it was when that version was last in use: the version rolled away must not become `previous`.
-            now = next((s for s in reversed(history) if s.champion == champion), Standing(champion, None, encoder, None))
+            now = next(
+                (s for s in reversed(history) if s.champion == champion), Standing(champion, None, encoder, None)
+            )
         else:
             continue
         history.append(now)

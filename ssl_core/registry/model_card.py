@@ -21,7 +21,12 @@ def _header(project: ProjectConfig, title: str) -> list[str]:
 
 def _data(dataset: DatasetRef) -> list[str]:
     labels = f"{dataset.labelled} labelled, {dataset.classes} classes" if dataset.labelled else "no labels"
-    return ["## Data", "", f"`{dataset.tag or dataset.name}`: {dataset.rows} images, {labels}. Content `{dataset.md5}`, revision `{dataset.revision[:12]}`.", ""]
+    return [
+        "## Data",
+        "",
+        f"`{dataset.tag or dataset.name}`: {dataset.rows} images, {labels}. Content `{dataset.md5}`, revision `{dataset.revision[:12]}`.",
+        "",
+    ]
 
 
 def _lineage(rows: Mapping[str, str]) -> list[str]:
@@ -32,7 +37,9 @@ def _number(value: Any) -> str:
     return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
-def encoder_card(project: ProjectConfig, dataset: DatasetRef, encoder: ArtifactRef, health: Mapping[str, Any], run_url: str) -> str:
+def encoder_card(
+    project: ProjectConfig, dataset: DatasetRef, encoder: ArtifactRef, health: Mapping[str, Any], run_url: str
+) -> str:
     """The card of an encoder, with the label-free health report."""
     objective, training = project.objective, project.pretrain
     lines = _header(project, f"{project.name}-encoder") + _data(dataset)
@@ -43,16 +50,35 @@ def encoder_card(project: ProjectConfig, dataset: DatasetRef, encoder: ArtifactR
         "",
     ]  # fmt: skip
     flat = {name: value for name, value in health.items() if isinstance(value, int | float | str | bool)}
-    flat |= {f"{outer}.{name}": v for outer, inner in health.items() if isinstance(inner, Mapping) for name, v in inner.items() if isinstance(v, int | float | str | bool)}
+    flat |= {
+        f"{outer}.{name}": v
+        for outer, inner in health.items()
+        if isinstance(inner, Mapping)
+        for name, v in inner.items()
+        if isinstance(v, int | float | str | bool)
+    }
     if flat:
-        lines += ["## Health", "", "| gauge | value |", "|---|---|", *(f"| {name} | {_number(value)} |" for name, value in list(flat.items())[:30]), ""]
+        lines += [
+            "## Health",
+            "",
+            "| gauge | value |",
+            "|---|---|",
+            *(f"| {name} | {_number(value)} |" for name, value in list(flat.items())[:30]),
+            "",
+        ]
     lines += [
         "## Use and limits", "",
         "Gives one embedding an image: for neighbours, clusters, probes and fine-tuning on data like the above. Its features say nothing "
         "reliable about images of another kind. A few training images travel with it as its self-test (`golden.safetensors`).",
         "",
     ]  # fmt: skip
-    lines += _lineage({"MLflow run": run_url, "made by": f"`{encoder.producer}`", "weights": f"`{encoder.uri}`, SHA-256 `{encoder.sha256}`"})
+    lines += _lineage(
+        {
+            "MLflow run": run_url,
+            "made by": f"`{encoder.producer}`",
+            "weights": f"`{encoder.uri}`, SHA-256 `{encoder.sha256}`",
+        }
+    )
     return "\n".join(lines)
 
 
@@ -64,9 +90,18 @@ def model_card(
     task = project.task
     budget = training.get("label_budget", task.labels)
     count = f" ({training['labels']} labelled images)" if "labels" in training else ""
-    spread = "labels spread over the unlabeled training images" if training.get("spread", task.spread_labels) else "labelled images only"
+    spread = (
+        "labels spread over the unlabeled training images"
+        if training.get("spread", task.spread_labels)
+        else "labelled images only"
+    )
     lines = _header(project, project.name) + _data(dataset)
-    lines += ["## Recipe", "", f"{task.name}: {task.method} fine-tuning of {encoder.name} version {encoder.version}, {task.epochs} epochs, label budget {budget}{count}, {spread}, seed {task.seed}.", ""]
+    lines += [
+        "## Recipe",
+        "",
+        f"{task.name}: {task.method} fine-tuning of {encoder.name} version {encoder.version}, {task.epochs} epochs, label budget {budget}{count}, {spread}, seed {task.seed}.",
+        "",
+    ]
     lines += _quality(evaluation)
     lines += [
         "## Use and limits", "",
@@ -86,13 +121,23 @@ def _quality(evaluation: Mapping[str, Any]) -> list[str]:
     lines = ["## Quality", ""]
     model = evaluation.get("model") or {}
     if "accuracy" in model:
-        interval = f", 95% interval {model['low']:.3f} to {model['high']:.3f}" if "low" in model and "high" in model else ""
+        interval = (
+            f", 95% interval {model['low']:.3f} to {model['high']:.3f}" if "low" in model and "high" in model else ""
+        )
         size = f" on {model['n']} test images" if "n" in model else ""
         lines += [f"Accuracy {model['accuracy']:.3f}{interval}{size}.", ""]
     budgets = evaluation.get("label_budgets") or []
     if budgets:
-        lines += ["Did pretraining help? Accuracy with frozen features, mean and 95% interval:", "", "| labels | classical | random init | pretrained |", "|---|---|---|---|"]
-        lines += [f"| {row['labels']} | {_cell(row.get('classical'))} | {_cell(row.get('random_init'))} | {_cell(row.get('pretrained'))} |" for row in budgets]
+        lines += [
+            "Did pretraining help? Accuracy with frozen features, mean and 95% interval:",
+            "",
+            "| labels | classical | random init | pretrained |",
+            "|---|---|---|---|",
+        ]
+        lines += [
+            f"| {row['labels']} | {_cell(row.get('classical'))} | {_cell(row.get('random_init'))} | {_cell(row.get('pretrained'))} |"
+            for row in budgets
+        ]
         lines.append("")
     return lines
 

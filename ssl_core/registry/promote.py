@@ -61,7 +61,9 @@ def run(ctx: StepContext) -> StepOutput:
     path = ctx.out / "promotion.json"
     path.write_text(json.dumps(document, indent=1), encoding="utf-8")
     ctx.tracker.artifact(path)  # MLflow's copy of the ledger entry
-    ctx.tracker.tags({"ssl.verdict": report.verdict.value, "ssl.action": outcome.entry.action if outcome.entry else "none"})
+    ctx.tracker.tags(
+        {"ssl.verdict": report.verdict.value, "ssl.action": outcome.entry.action if outcome.entry else "none"}
+    )
     link = version_link(ctx.settings, report.challenger.name, report.challenger.version)
     return StepOutput(
         outputs={"promotion": Output("promotion", "promotion.json")}, links={"Model": link},
@@ -86,7 +88,9 @@ def reconcile(client: MlflowClient, ledger: Ledger) -> list[str]:
         if not any(entry.action in ("PROMOTED", "ROLLED_BACK") for entry in entries):
             return lines
         lines += _follow(client, ledger.project, standing(entries))
-        if len(ledger.entries()) == len(entries):  # else another promotion came in between, and ours may have undone its aliases
+        if len(ledger.entries()) == len(
+            entries
+        ):  # else another promotion came in between, and ours may have undone its aliases
             return lines
 
 
@@ -99,9 +103,15 @@ def _follow(client: MlflowClient, project: str, now: Standing) -> list[str]:
     lines: list[str] = []
     for name, alias, version in wanted:
         if version is not None and versions.get_version(client, name, version) is None:
-            lines.append(f"the ledger's {alias}, {name} version {version}, is not in the registry any more; the alias is left as it is")
+            lines.append(
+                f"the ledger's {alias}, {name} version {version}, is not in the registry any more; the alias is left as it is"
+            )
         elif versions.set_alias(client, name, alias, version):
-            lines.append(f"{name}@{alias} is version {version} again, as the ledger says" if version else f"{name}@{alias} is gone, as the ledger says")
+            lines.append(
+                f"{name}@{alias} is version {version} again, as the ledger says"
+                if version
+                else f"{name}@{alias} is gone, as the ledger says"
+            )
     return lines
 
 
@@ -126,7 +136,8 @@ def settle(
         if action == "PROMOTED" and champion != report.champion_version:
             raise CheckFailed(
                 f"the champion is version {champion}, but the report compares with {report.champion_version or 'none'}",
-                place=f"gate report {digest[:12]}", next_step=f"ask the gate again: ssl-core run {report.project}",
+                place=f"gate report {digest[:12]}",
+                next_step=f"ask the gate again: ssl-core run {report.project}",
             )
         return {
             "action": action, "model_version": challenger.version, "encoder_version": version.tags.get("ssl.encoder_version", "") if version else "",
@@ -144,13 +155,21 @@ def settle(
         assert golden is not None
         _check_alias(client, ledger, entry, golden, run)
     _mark(client, entry, challenger)
-    words = {"PROMOTED": "is the champion", "REJECTED": "was rejected", "DECLINED": "was declined", "EXPIRED": "was not decided on in time"}
+    words = {
+        "PROMOTED": "is the champion",
+        "REJECTED": "was rejected",
+        "DECLINED": "was declined",
+        "EXPIRED": "was not decided on in time",
+    }
     replaced = f", in place of version {entry.replaced_version}" if entry.replaced_version else ""
     return Outcome(entry, f"{title} {words[action]}{replaced} (ledger entry {entry.seq}): {report.reasons[0]}")
 
 
 def _nothing_new(title: str, settled: LedgerEntry) -> Outcome:
-    return Outcome(None, f"{title}: nothing new to promote, ledger entry {settled.seq} ({settled.action}) holds for {settled.dataset} and this recipe")
+    return Outcome(
+        None,
+        f"{title}: nothing new to promote, ledger entry {settled.seq} ({settled.action}) holds for {settled.dataset} and this recipe",
+    )
 
 
 def _check_alias(client: MlflowClient, ledger: Ledger, entry: LedgerEntry, golden: Path, run: RunContext) -> None:
@@ -161,13 +180,20 @@ def _check_alias(client: MlflowClient, ledger: Ledger, entry: LedgerEntry, golde
         roll_back(client, ledger, entry, str(error), run)
         raise CheckFailed(
             f"the new champion, version {entry.model_version}, failed when asked by its alias; "
-            + (f"version {entry.replaced_version} is the champion again" if entry.replaced_version else "there is no champion again")
+            + (
+                f"version {entry.replaced_version} is the champion again"
+                if entry.replaced_version
+                else "there is no champion again"
+            )
             + f": {error.cause}",
-            place=error.place, next_step="look at the model version in MLflow; a new run decides again once data or recipe change",
+            place=error.place,
+            next_step="look at the model version in MLflow; a new run decides again once data or recipe change",
         ) from error
 
 
-def roll_back(client: MlflowClient, ledger: Ledger, entry: LedgerEntry, reason: str, run: RunContext) -> LedgerEntry | None:
+def roll_back(
+    client: MlflowClient, ledger: Ledger, entry: LedgerEntry, reason: str, run: RunContext
+) -> LedgerEntry | None:
     """Undoes the promotion ``entry`` in the ledger and the aliases, if it is still the one in force."""
 
     def make(entries: list[LedgerEntry]) -> dict[str, Any] | None:
@@ -186,7 +212,12 @@ def roll_back(client: MlflowClient, ledger: Ledger, entry: LedgerEntry, reason: 
 
 def _mark(client: MlflowClient, entry: LedgerEntry, challenger: ModelRef) -> None:
     """The version's tags; and ``challenger`` is free again. Neither is read to decide anything."""
-    tags = {"ssl.verdict": entry.verdict.value, "ssl.action": entry.action, "ssl.ledger": str(entry.seq), "ssl.decided_by": entry.user}
+    tags = {
+        "ssl.verdict": entry.verdict.value,
+        "ssl.action": entry.action,
+        "ssl.ledger": str(entry.seq),
+        "ssl.decided_by": entry.user,
+    }
     if versions.get_version(client, challenger.name, challenger.version) is None:
         return
     for name, value in tags.items():
@@ -208,19 +239,26 @@ def find_report(store: Store, project: str, digest: str) -> tuple[GateReport, st
             found[ref.sha256] = ref
     if len(found) != 1:
         raise UserError(
-            f"{len(found) or 'no'} gate reports of {project} start with {digest}", place="gate report",
+            f"{len(found) or 'no'} gate reports of {project} start with {digest}",
+            place="gate report",
             next_step=f"the digest is in the summary of the promote step: ssl-core run {project}",
         )
     sha256, ref = found.popitem()
     return GateReport.model_validate_json(store.fetch(ref).read_bytes()), sha256
 
 
-def decide(settings: Settings, project: str, digest: str, action: Literal["PROMOTED", "DECLINED"], run: RunContext) -> Outcome:
+def decide(
+    settings: Settings, project: str, digest: str, action: Literal["PROMOTED", "DECLINED"], run: RunContext
+) -> Outcome:
     """A person's decision on a stored gate report. Raises ``UserError`` for one that cannot be decided on."""
     store = Store(settings.store_url, settings.cache)
     report, sha256 = find_report(store, project, digest)
     if action == "PROMOTED" and report.verdict is Verdict.REJECT:
-        raise UserError(f"the gate rejected it: {report.reasons[0]}", place=f"gate report {digest}", next_step="a person approves what the gate leaves open, not what it turned down")
+        raise UserError(
+            f"the gate rejected it: {report.reasons[0]}",
+            place=f"gate report {digest}",
+            next_step="a person approves what the gate leaves open, not what it turned down",
+        )
     with mlflow_errors(settings):
         client = connect(settings)
         ledger = Ledger(store, project)

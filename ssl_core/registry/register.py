@@ -52,7 +52,8 @@ def register_model(ctx: StepContext) -> StepOutput:
         source = versions.get_version(connect(ctx.settings), encoder.name, encoder.version)
     if source is None:
         raise UserError(
-            f"the encoder {encoder.name} version {encoder.version} is not in the registry any more", place=ctx.settings.tracking_url,
+            f"the encoder {encoder.name} version {encoder.version} is not in the registry any more",
+            place=ctx.settings.tracking_url,
             next_step=f"run again with --pretrain: ssl-core run {ctx.project.name} --pretrain",
         )
     tags = {
@@ -88,7 +89,8 @@ def _holds(version: ModelVersion | None, ref: ModelRef) -> bool:
 def _output(ctx: StepContext, name: str, ref: ModelRef) -> StepOutput:
     link = version_link(ctx.settings, ref.name, ref.version)
     return StepOutput(
-        outputs={name: ref}, links={"Model" if name == "registered_model" else "Encoder": link},
+        outputs={name: ref},
+        links={"Model" if name == "registered_model" else "Encoder": link},
         summary=f"{ref.name} version {ref.version} registered; it answers as the trained network does",
     )
 
@@ -107,7 +109,11 @@ def _register(
     dataset: DatasetRef = ctx.input("dataset")
     golden = folder / versions.GOLDEN_FILE
     if not golden.is_file():
-        raise CheckFailed("the golden batch is missing: nothing to compare the served model with", place=str(golden), next_step=f"remove its folder and run {source.producer.split('/')[0]} again")
+        raise CheckFailed(
+            "the golden batch is missing: nothing to compare the served model with",
+            place=str(golden),
+            next_step=f"remove its folder and run {source.producer.split('/')[0]} again",
+        )
     with mlflow_errors(ctx.settings):
         client = connect(ctx.settings)
         _require_own_name(client, ctx, name)
@@ -144,8 +150,10 @@ def _require_own_name(client: MlflowClient, ctx: StepContext, name: str) -> None
     found = client.get_registered_model(name).tags.get("ssl.project")
     if found != ctx.project.name:
         raise UserError(
-            f"the registered model '{name}' belongs to " + (f"project '{found}'" if found else "something else in this MLflow"),
-            place="name", next_step="choose another project name",
+            f"the registered model '{name}' belongs to "
+            + (f"project '{found}'" if found else "something else in this MLflow"),
+            place="name",
+            next_step="choose another project name",
         )
 
 

@@ -26,7 +26,9 @@ def run(ctx: StepContext) -> StepOutput:
     Adds the output ``registered_encoder`` where ``pretrain.when`` lets one be reused; pretraining is then left out.
     """
     project = freeze(ctx.project)
-    (ctx.out / "config.json").write_text(json.dumps(project.model_dump(mode="json"), indent=1, sort_keys=True), encoding="utf-8")
+    (ctx.out / "config.json").write_text(
+        json.dumps(project.model_dump(mode="json"), indent=1, sort_keys=True), encoding="utf-8"
+    )
     outputs: dict[str, Output | Ref] = {"config": Output("config", "config.json")}
     summary = f"configuration frozen, {project.pretrain.threads} threads"
     with mlflow_errors(ctx.settings):
@@ -74,7 +76,11 @@ def find_encoder(
     if version is not None:
         wanted = versions.get_version(client, name, version)
         if wanted is None or not _usable(wanted, store, None):
-            raise UserError(f"there is no usable version {version} of {name}", place="encoder_version", next_step="look at the registered versions in MLflow")
+            raise UserError(
+                f"there is no usable version {version} of {name}",
+                place="encoder_version",
+                next_step="look at the registered versions in MLflow",
+            )
         return versions.to_ref(wanted)
     champion = versions.by_alias(client, name, versions.CHAMPION)
     others = versions.by_tag(client, name, "ssl.project", project)

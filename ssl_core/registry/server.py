@@ -88,7 +88,9 @@ def _lock(settings: Settings) -> Iterator[None]:
         folder.mkdir(parents=True, exist_ok=True)
         file = (folder / "server.lock").open("w")
     except OSError as error:
-        raise UserError(f"cannot write here: {error.strerror}", place=str(folder), next_step="set SSL_HOME to a writable folder") from error
+        raise UserError(
+            f"cannot write here: {error.strerror}", place=str(folder), next_step="set SSL_HOME to a writable folder"
+        ) from error
     with file:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield
@@ -113,10 +115,15 @@ def _free_port() -> int:
 def _foreign(settings: Settings) -> UserError:
     version = get(f"{settings.local_mlflow_url}/version")
     is_mlflow = version is not None and version[0] == 200 and version[1].count(".") == 2
-    what = f"an MLflow server ({version[1].strip()}) that was not started from {settings.root}" if version and is_mlflow else "another program"
+    what = (
+        f"an MLflow server ({version[1].strip()}) that was not started from {settings.root}"
+        if version and is_mlflow
+        else "another program"
+    )
     use_it = f" To use that server: export MLFLOW_TRACKING_URI={settings.local_mlflow_url}" if is_mlflow else ""
     return UserError(
-        f"port {settings.mlflow_port} is taken by {what}", place="SSL_MLFLOW_PORT",
+        f"port {settings.mlflow_port} is taken by {what}",
+        place="SSL_MLFLOW_PORT",
         next_step=f"choose a free port, for example: export SSL_MLFLOW_PORT={_free_port()}.{use_it}",
     )
 
@@ -135,14 +142,17 @@ def start_server(settings: Settings, note: Callable[[str], None] | None = None) 
             return settings.local_mlflow_url
         if ours is not None:
             raise UserError(
-                f"the MLflow server of {settings.root} runs on port {ours.port}, not {settings.mlflow_port}", place="SSL_MLFLOW_PORT",
+                f"the MLflow server of {settings.root} runs on port {ours.port}, not {settings.mlflow_port}",
+                place="SSL_MLFLOW_PORT",
                 next_step=f"export SSL_MLFLOW_PORT={ours.port} to go on with it, or stop it first: SSL_MLFLOW_PORT={ours.port} ssl-core mlflow stop",
             )
         if _port_taken(settings.mlflow_port):
             raise _foreign(settings)
         pid = _spawn(settings)
         if note:
-            note(f"MLflow server: {settings.local_mlflow_url} (process {pid}, log {log_path(settings)}; stop it with `ssl-core mlflow stop`)")
+            note(
+                f"MLflow server: {settings.local_mlflow_url} (process {pid}, log {log_path(settings)}; stop it with `ssl-core mlflow stop`)"
+            )
     return settings.local_mlflow_url
 
 
@@ -162,7 +172,13 @@ def _spawn(settings: Settings) -> int:
     environment["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{environment.get('PATH', os.defpath)}"
     with log_path(settings).open("ab") as log:
         process = subprocess.Popen(
-            command, cwd=folder, env=environment, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
+            command,
+            cwd=folder,
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+            start_new_session=True,
         )
     record = {"pid": process.pid, "started": psutil.Process(process.pid).create_time(), "port": settings.mlflow_port}
     temporary = folder / ".server.json"
@@ -186,9 +202,17 @@ def wait_for_server(settings: Settings, timeout: float = _START_SECONDS) -> str:
         if ours is None:
             if _port_taken(settings.mlflow_port):
                 raise _foreign(settings)
-            raise TryAgain(f"the local MLflow server ended while starting: {_last_words(settings)}", place=str(log_path(settings)), next_step="read the log, then run again")
+            raise TryAgain(
+                f"the local MLflow server ended while starting: {_last_words(settings)}",
+                place=str(log_path(settings)),
+                next_step="read the log, then run again",
+            )
         if time.monotonic() > deadline:
-            raise TryAgain(f"the local MLflow server did not answer within {timeout:.0f} s", place=f"{url}, log {log_path(settings)}", next_step="ssl-core mlflow stop, then run again")
+            raise TryAgain(
+                f"the local MLflow server did not answer within {timeout:.0f} s",
+                place=f"{url}, log {log_path(settings)}",
+                next_step="ssl-core mlflow stop, then run again",
+            )
         time.sleep(0.1)
 
 
@@ -211,7 +235,11 @@ def ensure_server(settings: Settings, note: Callable[[str], None] | None = None)
 
 def server_status(settings: Settings) -> ServerStatus:
     """Whether a server runs and answers."""
-    answer = get(f"{settings.tracking_url.rstrip('/')}/health", timeout=2) if settings.tracking_url.startswith("http") else None
+    answer = (
+        get(f"{settings.tracking_url.rstrip('/')}/health", timeout=2)
+        if settings.tracking_url.startswith("http")
+        else None
+    )
     healthy = answer is not None and answer[0] == 200
     if settings.mlflow_tracking_uri:
         return ServerStatus(settings.tracking_url, managed=False, running=healthy, healthy=healthy, pid=None, log=None)

@@ -102,7 +102,11 @@ class MlflowTracker:
         """Logs the dataset version as an input of the run; its digest is the DVC md5 (MLflow allows 36 characters)."""
         from mlflow.entities import DatasetInput, InputTag
 
-        tags = [InputTag("mlflow.data.context", context), InputTag("dvc.revision", ref.revision), InputTag("ssl.tag", ref.tag or "candidate")]
+        tags = [
+            InputTag("mlflow.data.context", context),
+            InputTag("dvc.revision", ref.revision),
+            InputTag("ssl.tag", ref.tag or "candidate"),
+        ]
         with mlflow_errors(self._settings):
             self._client.log_inputs(self.run_id, [DatasetInput(dataset_entity(ref), tags)])
 
@@ -132,14 +136,14 @@ def dataset_entity(ref: DatasetRef) -> Any:
 
     Raises ``ValueError`` for an md5 that MLflow's 36 characters cannot hold, instead of cutting it short.
     """
-    from mlflow.data.meta_dataset import MetaDataset
-
-    from ssl_core.registry.dataset_source import DvcSource
+    from mlflow.entities import Dataset
 
     if len(ref.md5) > 36:
         raise ValueError(f"not a DVC md5: {ref.md5}")
-    source = DvcSource(path=ref.path, revision=ref.revision, md5=ref.md5, remote=ref.remote)
-    return MetaDataset(source, name=ref.tag or f"{ref.name}@candidate", digest=ref.md5)._to_mlflow_entity()
+    source = {"path": ref.path, "revision": ref.revision, "md5": ref.md5, "remote": ref.remote}
+    return Dataset(
+        name=ref.tag or f"{ref.name}@candidate", digest=ref.md5, source_type="dvc", source=json.dumps(source)
+    )
 
 
 def _flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -155,13 +159,17 @@ def _flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 def git_commit(folder: Path) -> str:
     """The commit of the repository that ``folder`` lies in; empty where there is none."""
     try:
-        done = subprocess.run(["git", "rev-parse", "HEAD"], cwd=folder, capture_output=True, text=True, timeout=5, check=False)
+        done = subprocess.run(
+            ["git", "rev-parse", "HEAD"], cwd=folder, capture_output=True, text=True, timeout=5, check=False
+        )
     except (OSError, subprocess.SubprocessError):
         return ""
     return done.stdout.strip() if done.returncode == 0 else ""
 
 
-def lineage_tags(project: ProjectConfig, step: Step, key: str, run: RunContext, inputs: Mapping[str, Ref]) -> dict[str, str]:
+def lineage_tags(
+    project: ProjectConfig, step: Step, key: str, run: RunContext, inputs: Mapping[str, Ref]
+) -> dict[str, str]:
     """Where a step's run comes from, as MLflow tags."""
     tags = {
         "ssl.project": project.name, "ssl.step": step.name, "ssl.key": key, "ssl.code": source_digest(),
@@ -192,7 +200,8 @@ def _experiment(client: MlflowClient, name: str) -> str:
                 raise
     if experiment.lifecycle_stage == "deleted":
         raise UserError(
-            f"the MLflow experiment {name!r} was deleted", place=f"experiment {experiment.experiment_id}",
+            f"the MLflow experiment {name!r} was deleted",
+            place=f"experiment {experiment.experiment_id}",
             next_step=f"mlflow experiments restore --experiment-id {experiment.experiment_id}, or mlflow gc to remove it for good",
         )
     return str(experiment.experiment_id)
@@ -255,4 +264,6 @@ def _quietly(action: Callable[[Any], None], argument: Any) -> None:
     try:
         action(argument)
     except Exception as error:
-        log.warning("could not close the MLflow run: %s", str(error).splitlines()[0] if str(error) else type(error).__name__)
+        log.warning(
+            "could not close the MLflow run: %s", str(error).splitlines()[0] if str(error) else type(error).__name__
+        )

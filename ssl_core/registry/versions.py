@@ -126,9 +126,14 @@ def replay_golden(model_uri: str, golden: Path) -> float:
     except Exception as error:
         if type(error).__name__ == "MlflowException" and "API request" in str(error):
             raise  # the server is away: not the model's fault
-        raise CheckFailed(f"the model cannot be loaded and called: {str(error).splitlines()[0][:300]}", place=model_uri) from error
+        raise CheckFailed(
+            f"the model cannot be loaded and called: {str(error).splitlines()[0][:300]}", place=model_uri
+        ) from error
     if answer.shape != wanted.shape or not np.isfinite(answer).all():
-        raise CheckFailed(f"the model answers {answer.shape}, the trainer's had {wanted.shape}, or not with finite numbers", place=model_uri)
+        raise CheckFailed(
+            f"the model answers {answer.shape}, the trainer's had {wanted.shape}, or not with finite numbers",
+            place=model_uri,
+        )
     # Features may be large numbers; probabilities are compared as they are.
     return float(np.abs(answer - wanted).max() / max(1.0, float(np.abs(wanted).max())))
 
@@ -139,6 +144,7 @@ def require_golden(model_uri: str, golden: Path) -> float:
     if not difference <= GOLDEN_TOLERANCE:
         raise CheckFailed(
             f"the model does not answer as the trained network did: off by {difference:.3g} on the golden batch, allowed {GOLDEN_TOLERANCE:g}",
-            place=model_uri, next_step="its weights are not the trained ones; remove the step's folder in the store and run again",
+            place=model_uri,
+            next_step="its weights are not the trained ones; remove the step's folder in the store and run again",
         )
     return difference

@@ -7,14 +7,15 @@ Out: columns ``label`` (str), ``confidence`` (its probability) and ``probabiliti
 from pathlib import Path
 from typing import Any
 
-import mlflow
 import pandas as pd
+from mlflow.models import set_model
+from mlflow.pyfunc import PythonModel
 
 from ssl_core.models.classifier import load_classifier
 from ssl_core.serving.images import pixels_of
 
 
-class ServedClassifier(mlflow.pyfunc.PythonModel):
+class ServedClassifier(PythonModel):
     """Weights and preprocessing come from the artifact ``model``, the folder that the finetune step made."""
 
     def load_context(self, context: Any) -> None:
@@ -35,4 +36,4 @@ class ServedClassifier(mlflow.pyfunc.PythonModel):
         )
 
 
-mlflow.models.set_model(ServedClassifier())
+set_model(ServedClassifier())

@@ -7,15 +7,16 @@ Out: column ``embedding``, a list of D numbers: what neighbours, clusters and pr
 from pathlib import Path
 from typing import Any
 
-import mlflow
 import pandas as pd
+from mlflow.models import set_model
+from mlflow.pyfunc import PythonModel
 
 from ssl_core.models.embed import embed
 from ssl_core.models.encoder import load_encoder
 from ssl_core.serving.images import pixels_of
 
 
-class ServedEncoder(mlflow.pyfunc.PythonModel):
+class ServedEncoder(PythonModel):
     """Weights and preprocessing come from the artifact ``model``, the folder that the pretrain step made."""
 
     def load_context(self, context: Any) -> None:
@@ -28,4 +29,4 @@ class ServedEncoder(mlflow.pyfunc.PythonModel):
         return pd.DataFrame({"embedding": list(features.astype(float).tolist())}, index=model_input.index)
 
 
-mlflow.models.set_model(ServedEncoder())
+set_model(ServedEncoder())

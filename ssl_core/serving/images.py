@@ -15,25 +15,41 @@ MIN_SIDE = 1
 COLUMN = "image"
 
 
-def bad_request(message: str) -> MlflowException:
-    """HTTP 400 with this message and nothing else: no traceback, and never a byte of what was sent."""
-    return MlflowException(message, error_code=INVALID_PARAMETER_VALUE)
+class BadRequest(MlflowException):
+    """HTTP 400 with this message and nothing else: no traceback, and never a byte of what was sent.
+
+    MLflow's scoring server puts the request's data before the message of an error; this one's message stays as it is.
+    """
+
+    def __init__(self, message: str) -> None:
+        self._said = message
+        super().__init__(message, error_code=INVALID_PARAMETER_VALUE)
+
+    @property
+    def message(self) -> str:
+        return self._said
+
+    @message.setter
+    def message(self, value: str) -> None:
+        pass
 
 
 def pixels_of(rows: pd.DataFrame, preprocessing: Preprocessing) -> np.ndarray:
     """The encoded images of column ``image`` as uint8 ``(N, C, H, W)``, through the preprocessing of training.
 
-    Raises an ``MlflowException`` that names the row and the reason where one is not an image that can be used.
+    Raises ``BadRequest`` that names the row and the reason where one is not an image that can be used.
     """
     if COLUMN not in rows.columns:
-        raise bad_request(f"the column '{COLUMN}' is missing: send encoded images (PNG, JPEG, ...), base64 over REST")
+        raise BadRequest(f"the column '{COLUMN}' is missing: send encoded images (PNG, JPEG, ...), base64 over REST")
     pixels = np.empty((len(rows), preprocessing.channels, preprocessing.size, preprocessing.size), dtype=np.uint8)
     for number, value in enumerate(rows[COLUMN]):
         if not isinstance(value, bytes | bytearray):
-            raise bad_request(f"row {number}: '{COLUMN}' must be the bytes of an encoded image, not {type(value).__name__}")
+            raise BadRequest(
+                f"row {number}: '{COLUMN}' must be the bytes of an encoded image, not {type(value).__name__}"
+            )
         try:
             image = decode(bytes(value), max_pixels=MAX_PIXELS, min_side=MIN_SIDE).image
         except BadImage as error:
-            raise bad_request(f"row {number}: {error}") from None
+            raise BadRequest(f"row {number}: {error}") from None
         pixels[number] = preprocessing.from_image(image)
     return pixels

@@ -54,10 +54,10 @@ def requirements() -> list[str]:
 def signature(kind: Kind) -> ModelSignature:
     """What goes in and comes out."""
     from mlflow.models import ModelSignature
-    from mlflow.types import ColSpec, DataType, Schema
+    from mlflow.types import ColSpec, DataType, Schema, TensorSpec
     from mlflow.types.schema import Array, Map
 
-    outputs = {
+    outputs: dict[Kind, list[ColSpec | TensorSpec]] = {
         "encoder": [ColSpec(Array(DataType.double), "embedding")],
         "classifier": [
             ColSpec(DataType.string, "label"), ColSpec(DataType.double, "confidence"),

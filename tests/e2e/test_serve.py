@@ -45,14 +45,18 @@ def fresh_environment(folder: Path, requirements: Path) -> dict[str, str]:
     """A virtual environment with ``requirements`` alone; returns the process environment that uses it."""
     environment = {k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", "VIRTUAL_ENV")}
     # uv does not read pip's configuration: hand it the folder of local wheels, where pip has one.
-    local = subprocess.run([sys.executable, "-m", "pip", "config", "get", "global.find-links"], capture_output=True, text=True, check=False)
+    local = subprocess.run(
+        [sys.executable, "-m", "pip", "config", "get", "global.find-links"], capture_output=True, text=True, check=False
+    )
     if local.returncode == 0:
         environment.setdefault("UV_FIND_LINKS", local.stdout.strip())
     beside = Path(sys.executable).with_name("uv")
     uv = str(beside) if beside.exists() else shutil.which("uv")
     if uv:
         subprocess.run([uv, "venv", "-q", "--python", sys.executable, str(folder)], check=True, env=environment)
-        subprocess.run([uv, "pip", "install", "-q", "-p", str(folder), "-r", str(requirements)], check=True, env=environment)
+        subprocess.run(
+            [uv, "pip", "install", "-q", "-p", str(folder), "-r", str(requirements)], check=True, env=environment
+        )
     else:
         subprocess.run([sys.executable, "-m", "venv", str(folder)], check=True)
         subprocess.run([str(folder / "bin/python"), "-m", "pip", "install", "-q", "-r", str(requirements)], check=True)
@@ -88,16 +92,43 @@ def test_the_champion_is_served_in_a_fresh_environment(
     world = World(server_settings, make_project(encoder={"widths": [8]}, evaluate={"bootstrap": 500}), tmp_path)
     inputs = world.register("a", right=150)
     world.promote(world.gate(inputs)[1])
-    requirements = Path(mlflow.artifacts.download_artifacts("models:/tiny@champion/requirements.txt", dst_path=str(tmp_path / "requirements")))
+    requirements = Path(
+        mlflow.artifacts.download_artifacts(
+            "models:/tiny@champion/requirements.txt", dst_path=str(tmp_path / "requirements")
+        )
+    )
     environment = fresh_environment(tmp_path / "venv", requirements)
     python = str(tmp_path / "venv/bin/python")
-    assert subprocess.run([python, "-c", "import ssl_core"], cwd=tmp_path, env=environment, capture_output=True, check=False).returncode == 1
+    assert (
+        subprocess.run(
+            [python, "-c", "import ssl_core"], cwd=tmp_path, env=environment, capture_output=True, check=False
+        ).returncode
+        == 1
+    )
 
     port, log = free_port(), tmp_path / "serve.log"
-    command = [python, "-m", "mlflow", "models", "serve", "-m", "models:/tiny@champion", "--env-manager", "local", "--host", "127.0.0.1", "-p", str(port), "-w", "1"]
+    command = [
+        python,
+        "-m",
+        "mlflow",
+        "models",
+        "serve",
+        "-m",
+        "models:/tiny@champion",
+        "--env-manager",
+        "local",
+        "--host",
+        "127.0.0.1",
+        "-p",
+        str(port),
+        "-w",
+        "1",
+    ]
     environment["MLFLOW_TRACKING_URI"] = server_settings.local_mlflow_url
     with log.open("wb") as output:
-        process = subprocess.Popen(command, cwd=tmp_path, env=environment, stdout=output, stderr=output, start_new_session=True)
+        process = subprocess.Popen(
+            command, cwd=tmp_path, env=environment, stdout=output, stderr=output, start_new_session=True
+        )
     try:
         wait_until_up(f"http://127.0.0.1:{port}/ping", process, log)
         url = f"http://127.0.0.1:{port}/invocations"

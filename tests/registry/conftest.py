@@ -65,7 +65,10 @@ def write_classifier(folder: Path, project: ProjectConfig, seed: int = 0, channe
         torch.nn.init.normal_(model.head.weight)
     save_classifier(folder, model.eval())
     pixels = golden_pixels(channels)
-    save_file({"pixels": torch.from_numpy(pixels), "probabilities": torch.from_numpy(model.predict_proba(pixels))}, folder / "golden.safetensors")
+    save_file(
+        {"pixels": torch.from_numpy(pixels), "probabilities": torch.from_numpy(model.predict_proba(pixels))},
+        folder / "golden.safetensors",
+    )
     (folder / "training.json").write_text(json.dumps({"label_budget": "all", "labels": 60, "spread": False}))
 
 
@@ -74,7 +77,10 @@ def write_encoder(folder: Path, project: ProjectConfig, seed: int = 0) -> None:
     encoder = build_encoder(project.encoder, 1, seed=seed).eval()
     save_encoder(folder, encoder, EncoderInfo(project.encoder, preprocessing, encoder.features))
     pixels = golden_pixels(1)
-    save_file({"pixels": torch.from_numpy(pixels), "features": torch.from_numpy(embed(encoder, preprocessing, pixels))}, folder / "golden.safetensors")
+    save_file(
+        {"pixels": torch.from_numpy(pixels), "features": torch.from_numpy(embed(encoder, preprocessing, pixels))},
+        folder / "golden.safetensors",
+    )
 
 
 def golden_pixels(channels: int) -> np.ndarray:
@@ -111,16 +117,28 @@ class World:
         out = self.tmp / f"put-{step}-{key}"
         (out / name).mkdir(parents=True)
         fill(out / name)
-        ref = ArtifactRef(kind=name, uri=f"tiny/{step}/{key}/out/{name}", sha256=path_sha256(out / name), producer=f"{step}/{key}")
+        ref = ArtifactRef(
+            kind=name, uri=f"tiny/{step}/{key}/out/{name}", sha256=path_sha256(out / name), producer=f"{step}/{key}"
+        )
         self.store.publish("tiny", StepResult(step=step, key=key, status=StepStatus.DONE, outputs={name: ref}), out)
         return ref
 
-    def step(self, name: str, function: Callable[[StepContext], Any], inputs: dict[str, Ref], key: str = "", project: ProjectConfig | None = None) -> StepResult:
+    def step(
+        self,
+        name: str,
+        function: Callable[[StepContext], Any],
+        inputs: dict[str, Ref],
+        key: str = "",
+        project: ProjectConfig | None = None,
+    ) -> StepResult:
         self.runs += 1
         key = key or f"{name}-{self.runs}"
         run = RunContext(run_id=f"run-{self.runs}", user="tester")
         project = project or self.project
-        with self.store.scratch() as scratch, open_run(self.settings, project, get_step(name), key, run, inputs) as tracker:
+        with (
+            self.store.scratch() as scratch,
+            open_run(self.settings, project, get_step(name), key, run, inputs) as tracker,
+        ):
             out = scratch / "out"
             out.mkdir()
             made = function(StepContext(
@@ -132,32 +150,79 @@ class World:
                 if isinstance(o, Output) else o
                 for title, o in made.outputs.items()
             }  # fmt: skip
-            result = StepResult(step=name, key=key, status=StepStatus.DONE, outputs=refs, metrics=made.metrics, links=made.links, summary=made.summary)
+            result = StepResult(
+                step=name,
+                key=key,
+                status=StepStatus.DONE,
+                outputs=refs,
+                metrics=made.metrics,
+                links=made.links,
+                summary=made.summary,
+            )
             self.store.publish("tiny", result, out)
         return result
 
     def register_encoder(self, key: str = "e1", dataset: int = 1, seed: int = 0) -> StepResult:
         encoder = self.store.result("tiny", "pretrain", key)
-        ref = encoder.outputs["encoder"] if encoder else self.put("pretrain", key, "encoder", lambda f: write_encoder(f, self.project, seed))
-        return self.step("register-encoder", register.register_encoder, {"dataset": dataset_ref(dataset), "encoder": ref}, key=f"re-{key}")
+        ref = (
+            encoder.outputs["encoder"]
+            if encoder
+            else self.put("pretrain", key, "encoder", lambda f: write_encoder(f, self.project, seed))
+        )
+        return self.step(
+            "register-encoder",
+            register.register_encoder,
+            {"dataset": dataset_ref(dataset), "encoder": ref},
+            key=f"re-{key}",
+        )
 
-    def model_inputs(self, name: str, right: int, *, dataset: int = 1, random_right: int = 60, seed: int = 0, wrong_first: bool = False, n: int = 200) -> dict[str, Ref]:
+    def model_inputs(
+        self,
+        name: str,
+        right: int,
+        *,
+        dataset: int = 1,
+        random_right: int = 60,
+        seed: int = 0,
+        wrong_first: bool = False,
+        n: int = 200,
+    ) -> dict[str, Ref]:
         encoder = self.register_encoder().outputs["registered_encoder"]
 
         def evaluation(folder: Path) -> None:
-            report = {"label_budgets": [{"labels": 10, "classical": {"mean": 0.5, "low": 0.4, "high": 0.6}, "pretrained": {"mean": 0.8, "low": 0.7, "high": 0.9}}],
-                      "model": {"accuracy": right / n, "low": 0.1, "high": 0.9, "n": n}}
+            report = {
+                "label_budgets": [
+                    {
+                        "labels": 10,
+                        "classical": {"mean": 0.5, "low": 0.4, "high": 0.6},
+                        "pretrained": {"mean": 0.8, "low": 0.7, "high": 0.9},
+                    }
+                ],
+                "model": {"accuracy": right / n, "low": 0.1, "high": 0.9, "n": n},
+            }
             (folder / "evaluation.json").write_text(json.dumps(report))
-            write_predictions(folder / "predictions.parquet", make_predictions(*predictions_with(right, n, wrong_first), CLASSES))
-            write_predictions(folder / "predictions-random-init.parquet", make_predictions(*predictions_with(random_right, n), CLASSES))
+            write_predictions(
+                folder / "predictions.parquet", make_predictions(*predictions_with(right, n, wrong_first), CLASSES)
+            )
+            write_predictions(
+                folder / "predictions-random-init.parquet",
+                make_predictions(*predictions_with(random_right, n), CLASSES),
+            )
 
         model = self.put("finetune", name, "model", lambda f: write_classifier(f, self.project, seed))
-        return {"dataset": dataset_ref(dataset), "registered_encoder": encoder, "model": model, "evaluation": self.put("evaluate", name, "evaluation", evaluation)}
+        return {
+            "dataset": dataset_ref(dataset),
+            "registered_encoder": encoder,
+            "model": model,
+            "evaluation": self.put("evaluate", name, "evaluation", evaluation),
+        }
 
     def register(self, name: str, right: int, **how: Any) -> dict[str, Ref]:
         """Registers a challenger; returns what the gate takes."""
         inputs = self.model_inputs(name, right, **how)
-        registered = self.step("register", register.register_model, inputs, key=f"rm-{name}").outputs["registered_model"]
+        registered = self.step("register", register.register_model, inputs, key=f"rm-{name}").outputs[
+            "registered_model"
+        ]
         return {k: v for k, v in inputs.items() if k != "model"} | {"registered_model": registered}
 
     def gate(self, inputs: dict[str, Ref], project: ProjectConfig | None = None) -> tuple[GateReport, dict[str, Ref]]:

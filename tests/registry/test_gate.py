@@ -57,7 +57,12 @@ def test_samples_are_matched_by_id_and_classes_by_name() -> None:
     turned = make_predictions(ids, 2 - labels, scores[:, ::-1], CLASSES[::-1])
     assert compare(large, turned, resamples=100, seed=0).difference == 0
     with pytest.raises(ValueError, match="no sample in common"):
-        compare(large, make_predictions(["x"], np.array([0]), np.eye(3, dtype=np.float32)[:1], CLASSES), resamples=100, seed=0)
+        compare(
+            large,
+            make_predictions(["x"], np.array([0]), np.eye(3, dtype=np.float32)[:1], CLASSES),
+            resamples=100,
+            seed=0,
+        )
 
 
 def comparison(difference: float, low: float, high: float) -> Comparison:
@@ -82,7 +87,9 @@ def test_the_rule(difference: float, low: float, high: float, verdict: Verdict) 
     assert judge(comparison(difference, low, high), margin=0.02).verdict is verdict
 
 
-@pytest.mark.parametrize(("difference", "verdict"), [(0.01, Verdict.PROMOTE), (0.0, Verdict.REJECT), (-0.1, Verdict.REJECT)])
+@pytest.mark.parametrize(
+    ("difference", "verdict"), [(0.01, Verdict.PROMOTE), (0.0, Verdict.REJECT), (-0.1, Verdict.REJECT)]
+)
 def test_the_first_champion_must_be_above_random_init(difference: float, verdict: Verdict) -> None:
     assert judge_first(comparison(difference, difference - 0.02, difference + 0.02)).verdict is verdict
 
@@ -112,7 +119,7 @@ def test_a_version_without_a_passed_golden_batch_is_rejected(world: World) -> No
 
 def test_a_grown_test_set_is_compared_on_what_both_saw(world: World) -> None:
     world.promote(world.gate(world.register("a", right=150, n=200))[1])
-    report, given = world.gate(world.register("b", right=290, n=300, dataset=2))
+    report, _ = world.gate(world.register("b", right=290, n=300, dataset=2))
     assert report.verdict is Verdict.PROMOTE
     assert report.metrics["samples"] == 200
     assert any("100 are in one test set only" in reason for reason in report.reasons)
@@ -120,7 +127,9 @@ def test_a_grown_test_set_is_compared_on_what_both_saw(world: World) -> None:
     assert "| accuracy on 200 test samples |" in report.summary_md
 
 
-def test_approval_by_a_person_never_turns_a_rejection_around(world: World, make_project: Callable[..., ProjectConfig]) -> None:
+def test_approval_by_a_person_never_turns_a_rejection_around(
+    world: World, make_project: Callable[..., ProjectConfig]
+) -> None:
     human: Any = make_project(encoder={"widths": [8]}, promotion={"approval": "human"})
     report, _ = world.gate(world.register("a", right=10, random_right=60), project=human)
     assert report.verdict is Verdict.REJECT

@@ -61,7 +61,9 @@ def test_nothing_is_appended_when_there_is_nothing_to_do(ledger: Ledger) -> None
     ],
     ids=["changed", "a blank added", "removed", "emptied", "renumbered", "first with a past"],
 )
-def test_tampering_is_found_and_named(ledger: Ledger, fault: Callable[[Callable[[int], Path]], object], seq: int) -> None:
+def test_tampering_is_found_and_named(
+    ledger: Ledger, fault: Callable[[Callable[[int], Path]], object], seq: int
+) -> None:
     for n in range(3):
         ledger.append(lambda entries, n=n: fields(version=str(n)))
     fault(lambda number: path(ledger, number))

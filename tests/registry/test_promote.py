@@ -37,7 +37,10 @@ def test_first_champion_and_its_successor(world: World) -> None:
     assert report.metrics["difference"] == pytest.approx(0.1)
     world.promote(given)
     assert world.aliases() == {"champion": "2", "previous": "1"}
-    assert [(e.action, e.model_version, e.replaced_version) for e in ledger(world).entries()] == [("PROMOTED", "1", None), ("PROMOTED", "2", "1")]
+    assert [(e.action, e.model_version, e.replaced_version) for e in ledger(world).entries()] == [
+        ("PROMOTED", "1", None),
+        ("PROMOTED", "2", "1"),
+    ]
     tags = world.client.get_model_version("tiny", "2").tags
     assert tags["ssl.verdict"] == "PROMOTE"
     assert tags["ssl.ledger"] == "2"
@@ -245,7 +248,9 @@ def test_weights_changed_in_the_store_are_refused(world: World) -> None:
 
 def test_a_missing_golden_batch_is_refused(world: World) -> None:
     inputs = world.model_inputs("a", right=150)
-    inputs["model"] = world.put("finetune", "bare", "model", lambda f: (write_classifier(f, world.project), (f / "golden.safetensors").unlink()))
+    inputs["model"] = world.put(
+        "finetune", "bare", "model", lambda f: (write_classifier(f, world.project), (f / "golden.safetensors").unlink())
+    )
     with pytest.raises(CheckFailed, match="golden batch is missing"):
         world.step("register", register.register_model, inputs)
 

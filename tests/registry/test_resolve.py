@@ -29,7 +29,9 @@ def test_an_encoder_of_this_recipe_is_reused_on_any_machine(world: World) -> Non
     result = world.step("resolve", resolve.run, {})
     assert result.outputs["registered_encoder"] == registered
     assert "tiny-encoder version 1 is reused" in result.summary
-    other_machine = world.project.model_copy(update={"pretrain": world.project.pretrain.model_copy(update={"threads": 64})})
+    other_machine = world.project.model_copy(
+        update={"pretrain": world.project.pretrain.model_copy(update={"threads": 64})}
+    )
     assert reusable_encoder(world.client, world.store, other_machine) == registered
 
 
@@ -37,7 +39,11 @@ def test_when_decides(world: World, make_project: Callable[..., ProjectConfig]) 
     world.register_encoder()
 
     def reused(**pretrain: object) -> ModelRef | None:
-        return reusable_encoder(world.client, world.store, make_project(encoder={"widths": [8]}, evaluate={"bootstrap": 500}, pretrain=pretrain))
+        return reusable_encoder(
+            world.client,
+            world.store,
+            make_project(encoder={"widths": [8]}, evaluate={"bootstrap": 500}, pretrain=pretrain),
+        )
 
     assert reused() is not None
     assert reused(when="always") is None
@@ -63,7 +69,9 @@ def test_an_encoder_whose_weights_are_gone_is_trained_again(world: World) -> Non
     assert reusable_encoder(world.client, world.store, world.project) is None
 
 
-@pytest.mark.parametrize(("text", "most"), [("150000 100000", 2), ("50000 100000", 1), ("max 100000", 10_000), ("", 10_000)])
+@pytest.mark.parametrize(
+    ("text", "most"), [("150000 100000", 2), ("50000 100000", 1), ("max 100000", 10_000), ("", 10_000)]
+)
 def test_a_containers_quota_counts(tmp_path: Path, text: str, most: int) -> None:
     path = tmp_path / "cpu.max"
     path.write_text(text)
