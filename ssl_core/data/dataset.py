@@ -7,7 +7,6 @@ Labels are in the manifest alone: when labels arrive, no image is stored again.
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -47,7 +46,9 @@ MANIFEST_SCHEMA = pa.schema(
         pa.field("contrast", pa.float32(), nullable=False),
     ]
 )
-_SHARD_SCHEMA = pa.schema([pa.field("sample_id", pa.string(), nullable=False), pa.field("image", pa.binary(), nullable=False)])
+_SHARD_SCHEMA = pa.schema(
+    [pa.field("sample_id", pa.string(), nullable=False), pa.field("image", pa.binary(), nullable=False)]
+)
 
 
 class ImageSummary(Record):
@@ -100,17 +101,26 @@ def write_dataset(
     images is in memory at a time. ``on_row`` is called after each image.
     """
     order = manifest[["first_version", "sample_id"]]
-    if not order.equals(order.sort_values(["first_version", "sample_id"], ignore_index=True)) or manifest["sample_id"].duplicated().any():
+    if (
+        not order.equals(order.sort_values(["first_version", "sample_id"], ignore_index=True))
+        or manifest["sample_id"].duplicated().any()
+    ):
         raise ValueError("the manifest must be unique and in the order (first_version, sample_id)")
     folder.mkdir(parents=True, exist_ok=True)
     _write_shards(folder, manifest["sample_id"].tolist(), image, on_row)
     table = pa.Table.from_pandas(manifest[MANIFEST_SCHEMA.names], schema=MANIFEST_SCHEMA, preserve_index=False)
     pq.write_table(table.replace_schema_metadata(None), folder / MANIFEST_FILE, compression="zstd")
     info = _describe(
-        manifest, name=name, classes=classes, quarantined=quarantined, duplicates=duplicates,
+        manifest,
+        name=name,
+        classes=classes,
+        quarantined=quarantined,
+        duplicates=duplicates,
         files={path.name: file_sha256(path) for path in sorted(folder.iterdir())},
     )
-    (folder / INFO_FILE).write_text(json.dumps(info.model_dump(mode="json"), indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    (folder / INFO_FILE).write_text(
+        json.dumps(info.model_dump(mode="json"), indent=1, ensure_ascii=False) + "\n", encoding="utf-8"
+    )
     return info
 
 
@@ -134,12 +144,9 @@ def read_images(folder: Path, *, batch: int = 256) -> Iterator[tuple[list[str], 
                 yield rows.column("sample_id").to_pylist(), rows.column("image").to_pylist()
 
 
-def dataset_digest(folder: Path) -> str:
-    """SHA-256 of ``dataset.json``, which holds the digests of all other files."""
-    return hashlib.sha256((folder / INFO_FILE).read_bytes()).hexdigest()
-
-
-def _write_shards(folder: Path, sample_ids: list[str], image: Callable[[int], bytes], on_row: Callable[[], None]) -> None:
+def _write_shards(
+    folder: Path, sample_ids: list[str], image: Callable[[int], bytes], on_row: Callable[[], None]
+) -> None:
     writer: pq.ParquetWriter | None = None
     shards = 0
     ids: list[str] = []
@@ -164,8 +171,11 @@ def _write_shards(folder: Path, sample_ids: list[str], image: Callable[[int], by
                     writer.close()
                 # Images are compressed already: another codec would cost time, and dictionaries memory.
                 writer = pq.ParquetWriter(
-                    folder / f"data-{shards:05d}.parquet", _SHARD_SCHEMA,
-                    compression="none", use_dictionary=False, write_statistics=["sample_id"],
+                    folder / f"data-{shards:05d}.parquet",
+                    _SHARD_SCHEMA,
+                    compression="none",
+                    use_dictionary=False,
+                    write_statistics=["sample_id"],
                 )
                 shards += 1
                 shard_bytes = 0
@@ -194,10 +204,15 @@ def _describe(manifest: pd.DataFrame, *, classes: list[str], **known: Any) -> Da
         for split in SIDES
     }
     return DatasetInfo(
-        rows=len(manifest), labelled=len(labelled), classes=classes, counts=counts,
+        rows=len(manifest),
+        labelled=len(labelled),
+        classes=classes,
+        counts=counts,
         image=ImageSummary(
-            median_width=round(float(manifest["width"].median())), median_height=round(float(manifest["height"].median())),
+            median_width=round(float(manifest["width"].median())),
+            median_height=round(float(manifest["height"].median())),
             has_colour=bool((manifest["channels"] == 3).any()),
         ),
-        near_duplicate_groups=int((manifest["group"].value_counts() > 1).sum()), **known,
+        near_duplicate_groups=int((manifest["group"].value_counts() > 1).sum()),
+        **known,
     )

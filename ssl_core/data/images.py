@@ -14,9 +14,11 @@ from contextlib import nullcontext
 from dataclasses import dataclass
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageChops, ImageOps, UnidentifiedImageError
 
-Image.MAX_IMAGE_PIXELS = None  # `max_pixels` is judged here, from the header; Pillow's own limit would warn below and raise above it
+Image.MAX_IMAGE_PIXELS = (
+    None  # `max_pixels` is judged here, from the header; Pillow's own limit would warn below and raise above it
+)
 
 _LARGE_PIXELS = 4_000_000
 _LARGE = threading.Lock()  # one large image at a time, so that memory does not grow with the number of threads
@@ -82,8 +84,13 @@ def decode(data: bytes, *, max_pixels: int, min_side: int) -> ImageInfo:
         sample_id = hashlib.sha256(f"{image.mode} {image.width}x{image.height}\n".encode() + pixels).hexdigest()
         brightness, contrast = _grey_statistics(image)
     return ImageInfo(
-        sample_id=sample_id, image=image, width=image.width, height=image.height,
-        channels=len(image.getbands()), brightness=brightness, contrast=contrast,
+        sample_id=sample_id,
+        image=image,
+        width=image.width,
+        height=image.height,
+        channels=len(image.getbands()),
+        brightness=brightness,
+        contrast=contrast,
     )
 
 
@@ -127,14 +134,19 @@ def thumbnail(image: Image.Image, side: int) -> np.ndarray:
 
 
 def _deep_grey(image: Image.Image) -> Image.Image:
-    values = np.asarray(image).astype(np.float64)
+    values = np.asarray(image)
     if not np.isfinite(values).all():
         raise BadImage("holds values that are not finite")
-    largest = values.max(initial=0.0)
-    full_scale = 65_535.0 if image.mode != "F" else 1.0 if largest <= 1.0 else 255.0
+    largest = values.max(initial=0)
+    full_scale = 65_535 if image.mode != "F" else 1 if largest <= 1 else 255
     if largest > full_scale:
-        raise BadImage(f"holds grey levels up to {largest:g}; what is white cannot be told above {full_scale:g}")
-    return Image.fromarray(np.clip(np.rint(values * (255.0 / full_scale)), 0, 255).astype(np.uint8))
+        raise BadImage(f"holds grey levels up to {largest:g}; what is white cannot be told above {full_scale}")
+    if image.mode == "F":
+        return Image.fromarray(np.rint(values.clip(0) * np.float32(255 / full_scale)).astype(np.uint8))
+    table = np.rint(np.arange(65_536) / 257).astype(
+        np.uint8
+    )  # a table, because large images in floats would fill the memory
+    return Image.fromarray(table[values.clip(0)])
 
 
 def _over_white(image: Image.Image) -> Image.Image:
@@ -146,7 +158,8 @@ def _over_white(image: Image.Image) -> Image.Image:
 def _collapse_grey(image: Image.Image) -> Image.Image:
     """Colour whose three channels agree everywhere is grey: a scan saved as RGB is the same sample as its L twin."""
     red, green, blue = image.split()
-    return red if red.tobytes() == green.tobytes() == blue.tobytes() else image
+    same = all(ImageChops.difference(red, other).getbbox() is None for other in (green, blue))
+    return red if same else image
 
 
 def _grey_statistics(image: Image.Image) -> tuple[float, float]:

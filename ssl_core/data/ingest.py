@@ -79,7 +79,7 @@ def run(ctx: StepContext) -> StepOutput:
 
     started = time.monotonic()
     project, config = ctx.project, ctx.project.data
-    source = open_source(project)
+    source = open_source(project, ctx.settings.cache)
     repository = DataRepository(ctx.settings, ctx.progress)
     latest = repository.latest(project.name)
     before = read_manifest(latest, ctx.settings) if latest else None
@@ -88,7 +88,7 @@ def run(ctx: StepContext) -> StepOutput:
     found, quarantined = _read(ctx, source.items(), len(source), thumbnails)
     samples, conflicts = _drop_copies(found, before)
     report = _write_report(ctx, config, len(source), quarantined, conflicts)
-    _judge(project, len(source), len(samples), quarantined, report)
+    _judge(project, len(source), samples, quarantined, report)
 
     manifest = _manifest(samples, thumbnails[[s.position for s in samples]], config, before, _number(latest) + 1)
     by_id = {sample.sample_id: sample for sample in samples}
@@ -98,18 +98,29 @@ def run(ctx: StepContext) -> StepOutput:
 
             def next_row() -> None:
                 _check_stop(ctx.stop)
-                bar.advance(1)
+                bar.advance()
 
             info = dataset.write_dataset(
-                scratch / "data", manifest, lambda row: _read_again(ordered[row]), name=project.name,
-                classes=list(config.classes) if config.classes else sorted({s.label for s in samples if s.label is not None}),
-                quarantined=len(quarantined), duplicates=len(found) - len(samples), on_row=next_row,
+                scratch / "data",
+                manifest,
+                lambda row: _read_again(ordered[row]),
+                name=project.name,
+                classes=list(config.classes)
+                if config.classes
+                else sorted({s.label for s in samples if s.label is not None}),
+                quarantined=len(quarantined),
+                duplicates=len(found) - len(samples),
+                on_row=next_row,
             )
         candidate = repository.commit_candidate(project.name, scratch / "data", f"ingest/{ctx.key}", parent=latest)
     report.outputs["candidate"] = candidate
     report.metrics |= {
-        "rows": info.rows, "labelled": info.labelled, "classes": len(info.classes), "duplicates": info.duplicates,
-        "near_duplicate_groups": info.near_duplicate_groups, "quarantined": info.quarantined,
+        "rows": info.rows,
+        "labelled": info.labelled,
+        "classes": len(info.classes),
+        "duplicates": info.duplicates,
+        "near_duplicate_groups": info.near_duplicate_groups,
+        "quarantined": info.quarantined,
         "seconds": round(time.monotonic() - started, 3),
     }
     added = int((~manifest["sample_id"].isin(before["sample_id"])).sum()) if before is not None else len(manifest)
@@ -119,34 +130,37 @@ def run(ctx: StepContext) -> StepOutput:
 
 def still_there(result: StepResult, settings: Settings) -> bool:
     """Whether the candidate that ``result`` names can still be published, and its content is in the DVC remote."""
-    from ssl_core.data.reader import check_remote
+    from ssl_core.data.reader import is_stored
     from ssl_core.data.repository import DataRepository
 
     candidate = result.outputs.get("candidate")
-    if not isinstance(candidate, DatasetRef):
-        return False
-    try:
-        check_remote(candidate, settings)
-    except TryAgain:  # gone or out of reach: ingest runs again, and says so where it cannot
-        return False
-    return DataRepository(settings).is_publishable(candidate)
+    return (
+        isinstance(candidate, DatasetRef)
+        and is_stored(candidate, settings)
+        and DataRepository(settings).is_publishable(candidate)
+    )
 
 
 # ---- reading
 
 
-def _read(ctx: StepContext, items: Iterator[Item], count: int, thumbnails: np.ndarray) -> tuple[list[_Sample], list[_Problem]]:
+def _read(
+    ctx: StepContext, items: Iterator[Item], count: int, thumbnails: np.ndarray
+) -> tuple[list[_Sample], list[_Problem]]:
     """Decodes all items on a few threads, a bounded number at a time, in order. Fills ``thumbnails``."""
     samples: list[_Sample] = []
     problems: list[_Problem] = []
     numbered = enumerate(items)
+    abandoned = threading.Event()  # after Ctrl-C, the threads end with the image at hand
     pending: deque[Future[list[_Sample | _Problem]]] = deque()
     pool = ThreadPoolExecutor(_THREADS, thread_name_prefix="ingest")
     try:
         with ctx.progress.bar("read images", count, "images") as bar:
             while True:
                 while len(pending) < 2 * _THREADS and (chunk := list(islice(numbered, _CHUNK))):
-                    pending.append(pool.submit(_decode_chunk, chunk, ctx.project.data, thumbnails, ctx.stop))
+                    pending.append(
+                        pool.submit(_decode_chunk, chunk, ctx.project.data, thumbnails, (ctx.stop, abandoned))
+                    )
                 if not pending:
                     return samples, problems
                 outcome = pending.popleft().result()
@@ -157,15 +171,16 @@ def _read(ctx: StepContext, items: Iterator[Item], count: int, thumbnails: np.nd
                         problems.append(one)
                 bar.advance(len(outcome), quarantined=len(problems))
     finally:
+        abandoned.set()
         pool.shutdown(wait=True, cancel_futures=True)
 
 
 def _decode_chunk(
-    chunk: Sequence[tuple[int, Item]], config: DataConfig, thumbnails: np.ndarray, stop: threading.Event
+    chunk: Sequence[tuple[int, Item]], config: DataConfig, thumbnails: np.ndarray, stops: tuple[threading.Event, ...]
 ) -> list[_Sample | _Problem]:
     outcome: list[_Sample | _Problem] = []
     for position, item in chunk:
-        _check_stop(stop)
+        _check_stop(*stops)
         try:
             data = item.read()
             info = images.decode(data, max_pixels=config.max_pixels, min_side=config.min_side)
@@ -175,8 +190,17 @@ def _decode_chunk(
         thumbnails[position] = images.thumbnail(info.image, duplicates.THUMBNAIL_SIDE)
         outcome.append(
             _Sample(
-                item=item, position=position, digest=_digest(data), sample_id=info.sample_id, width=info.width, height=info.height,
-                channels=info.channels, size=len(data), brightness=info.brightness, contrast=info.contrast, label=item.label,
+                item=item,
+                position=position,
+                digest=_digest(data),
+                sample_id=info.sample_id,
+                width=info.width,
+                height=info.height,
+                channels=info.channels,
+                size=len(data),
+                brightness=info.brightness,
+                contrast=info.contrast,
+                label=item.label,
             )
         )
     return outcome
@@ -193,15 +217,19 @@ def _read_again(sample: _Sample) -> bytes:
 
 
 def _changed(sample: _Sample) -> TryAgain:
-    return TryAgain("the file changed while it was being ingested; nothing was committed", place=sample.item.name, next_step="run ingest again once the source is at rest")
+    return TryAgain(
+        "the file changed while it was being ingested; nothing was committed",
+        place=sample.item.name,
+        next_step="run ingest again once the source is at rest",
+    )
 
 
 def _digest(data: bytes) -> bytes:
     return hashlib.sha256(data).digest()
 
 
-def _check_stop(stop: threading.Event) -> None:
-    if stop.is_set():
+def _check_stop(*stops: threading.Event) -> None:
+    if any(stop.is_set() for stop in stops):
         raise TryAgain("told to stop; nothing was committed", next_step="run ingest again")
 
 
@@ -222,7 +250,9 @@ def _drop_copies(found: list[_Sample], before: pd.DataFrame | None) -> tuple[lis
         chosen.label = labels[0] if len(labels) == 1 else None
         if len(labels) > 1:
             listed = ", ".join(f"{sample.item.name} is {sample.label!r}" for sample in group[:_SHOWN])
-            conflicts.append(_Problem(chosen.item.name, f"copies of one image have different labels, kept without label: {listed}"))
+            conflicts.append(
+                _Problem(chosen.item.name, f"copies of one image have different labels, kept without label: {listed}")
+            )
         kept.append(chosen)
     return kept, conflicts
 
@@ -237,7 +267,9 @@ def _manifest(
     now = pd.Timestamp(datetime.now(UTC)).as_unit("us")
     pairs = duplicates.near_duplicate_pairs(thumbnails) if config.near_duplicates else np.empty((0, 2), dtype=np.int64)
     groups = duplicates.assign_groups(
-        [sample.sample_id for sample in samples], pairs, {key: (row.first_version, row.group) for key, row in known.items()}
+        [sample.sample_id for sample in samples],
+        pairs,
+        {key: (row.first_version, row.group) for key, row in known.items()},
     )
     rows = [
         {
@@ -269,32 +301,45 @@ def _number(ref: DatasetRef | None) -> int:
 # ---- reports
 
 
-def _write_report(ctx: StepContext, config: DataConfig, files: int, quarantined: list[_Problem], conflicts: list[_Problem]) -> StepOutput:
+def _write_report(
+    ctx: StepContext, config: DataConfig, files: int, quarantined: list[_Problem], conflicts: list[_Problem]
+) -> StepOutput:
     """``quarantine/quarantine.json`` and ``.csv`` in the step's output."""
     folder = ctx.out / "quarantine"
     with storage_errors(str(folder)):
         folder.mkdir(parents=True, exist_ok=True)
         listing = {
-            "files": files, "limit": config.max_quarantined,
+            "files": files,
+            "limit": config.max_quarantined,
             "quarantined": [{"file": p.file, "reason": p.reason} for p in quarantined],
             "conflicting_labels": [{"file": p.file, "reason": p.reason} for p in conflicts],
         }
-        (folder / "quarantine.json").write_text(json.dumps(listing, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+        (folder / "quarantine.json").write_text(
+            json.dumps(listing, indent=1, ensure_ascii=False) + "\n", encoding="utf-8"
+        )
         with (folder / "quarantine.csv").open("w", newline="", encoding="utf-8") as text:
             csv.writer(text).writerows([("file", "reason"), *((p.file, p.reason) for p in [*quarantined, *conflicts])])
     if quarantined or conflicts:
         ctx.tracker.artifact(folder / "quarantine.csv", "ingest")
-    summary = _listing("could not be used", quarantined) + _listing("had copies with different labels", conflicts)
+    summary = _listing("could not be used", quarantined, _SHOWN) + _listing(
+        "had copies with different labels", conflicts, _SHOWN // 2
+    )
     return StepOutput(outputs={"quarantine": Output("report", "quarantine")}, summary=summary)
 
 
-def _judge(project: ProjectConfig, files: int, usable: int, quarantined: list[_Problem], report: StepOutput) -> None:
+def _judge(
+    project: ProjectConfig, files: int, samples: list[_Sample], quarantined: list[_Problem], report: StepOutput
+) -> None:
     limit = project.data.max_quarantined
-    if not usable:
+    if not samples:
         first = "; ".join(f"{p.file}: {p.reason}" for p in quarantined[:3])
-        raise UserError(f"none of the {files} files in {project.data.source} can be used ({first})", place="data.source", next_step="point data.source at images")
+        raise UserError(
+            f"none of the {files} files in {project.data.source} can be used ({first})",
+            place="data.source",
+            next_step="point data.source at images",
+        )
     if len(quarantined) > limit * files:
-        report.metrics |= {"quarantined": len(quarantined), "rows": usable}
+        report.metrics |= {"quarantined": len(quarantined), "rows": len(samples)}
         raise CheckFailed(
             f"{len(quarantined)} of {files} files could not be used, more than data.max_quarantined ({limit:.1%}); "
             "nothing was committed, the last published version stays in use",
@@ -302,21 +347,29 @@ def _judge(project: ProjectConfig, files: int, usable: int, quarantined: list[_P
             next_step="mend or remove the files listed in quarantine.csv, or raise data.max_quarantined",
             output=report,
         )
+    labels = {sample.label for sample in samples if sample.label is not None}
+    if len(labels) == 1:
+        raise UserError(
+            f"of the images that can be used, all with a label are {labels.pop()!r}: there is nothing to tell apart",
+            place="data.labels",
+            next_step="mend the files of the other classes, or label more",
+        )
 
 
-def _listing(what: str, problems: list[_Problem]) -> str:
+def _listing(what: str, problems: list[_Problem], shown: int) -> str:
     """A short Markdown list; the whole one is in the report."""
     if not problems:
         return ""
-    lines = [f"- `{_cut(p.file, 80)}`: {_cut(p.reason, 160)}" for p in problems[:_SHOWN]]
-    if len(problems) > _SHOWN:
-        lines.append(f"- and {len(problems) - _SHOWN} more, see quarantine.csv")
+    lines = [f"- `{_cut(p.file, 80)}`: {_cut(p.reason, 120)}" for p in problems[:shown]]
+    if len(problems) > shown:
+        lines.append(f"- and {len(problems) - shown} more, see quarantine.csv")
     return f"\n{len(problems)} file{'s' if len(problems) > 1 else ''} {what}:\n\n" + "\n".join(lines) + "\n"
 
 
-def _cut(text: str, length: int) -> str:
-    flat = text.replace("`", "'").replace("\n", " ")
-    return flat if len(flat) <= length else flat[: length - 1] + "…"
+def _cut(text: str, size: int) -> str:
+    """At most ``size`` bytes: a step's summary has a limit."""
+    flat = " ".join(text.replace("`", "'").split())
+    return flat if len(flat.encode()) <= size else flat.encode()[: size - 3].decode(errors="ignore") + "…"
 
 
 def _summary(info: dataset.DatasetInfo, latest: DatasetRef | None, added: int) -> str:
@@ -330,4 +383,3 @@ def _summary(info: dataset.DatasetInfo, latest: DatasetRef | None, added: int) -
         *(f"| {split} | {counts.rows:,} | {counts.labelled:,} |" for split, counts in info.counts.items()),
     ]
     return "\n".join(lines) + "\n"
-

@@ -17,6 +17,7 @@ import stat
 import unicodedata
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path, PurePosixPath
 from typing import Protocol
 
@@ -28,11 +29,43 @@ UNLABELED_FOLDERS = frozenset({"unlabeled", "unlabelled"})
 # What lies beside images in real folders and is not meant as one. Anything else is tried, so that nothing is lost silently.
 SIDECARS = frozenset(
     {
-        ".csv", ".db", ".docx", ".gz", ".h5", ".htm", ".html", ".ini", ".ipynb", ".json", ".jsonl", ".lnk", ".log", ".md", ".mat", ".npy",
-        ".npz", ".parquet", ".pdf", ".pkl", ".py", ".rst", ".sh", ".tar", ".toml", ".tsv", ".txt", ".xls", ".xlsx", ".xml", ".yaml", ".yml", ".zip",
+        ".csv",
+        ".db",
+        ".docx",
+        ".gz",
+        ".h5",
+        ".htm",
+        ".html",
+        ".ini",
+        ".ipynb",
+        ".json",
+        ".jsonl",
+        ".lnk",
+        ".log",
+        ".md",
+        ".mat",
+        ".npy",
+        ".npz",
+        ".parquet",
+        ".pdf",
+        ".pkl",
+        ".py",
+        ".rst",
+        ".sh",
+        ".tar",
+        ".toml",
+        ".tsv",
+        ".txt",
+        ".xls",
+        ".xlsx",
+        ".xml",
+        ".yaml",
+        ".yml",
+        ".zip",
     }
 )
 _HEADER = ["file", "label"]
+_MAX_BYTES = 256 * 2**20  # no image needs more, and a file is read in one piece
 _SHOWN = 10
 
 
@@ -64,28 +97,41 @@ class Source(Protocol):
         ...
 
 
-def open_source(project: ProjectConfig) -> Source:
-    """The source of a project. Raises ``UserError`` where it is missing, empty or wrongly labelled."""
+def open_source(project: ProjectConfig, cache: Path | None = None) -> Source:
+    """The source of a project; ``cache`` is where downloads are kept (default: the settings').
+
+    Raises ``UserError`` where it is missing, empty or wrongly labelled.
+    """
     source = project.data.source
     if source.startswith("sample://"):
-        return SampleSource(source.removeprefix("sample://"), project)
+        return SampleSource(source.removeprefix("sample://"), project, cache)
     if "://" in source:
         raise UserError(
-            f"cannot read {source.split('://')[0]}:// sources", place="data.source",
+            f"cannot read {source.split('://')[0]}:// sources",
+            place="data.source",
             next_step="use a local folder, sample://digits or sample://animals",
         )
     return FolderSource(project)
 
 
 class SampleSource:
-    """A sample that comes with the platform."""
+    """A sample that comes with the platform; loaded when its items are asked for."""
 
-    def __init__(self, name: str, project: ProjectConfig) -> None:
-        from ssl_core.data.samples import sample_items
+    def __init__(self, name: str, project: ProjectConfig, cache: Path | None) -> None:
+        from ssl_core.data.samples import sample_version
 
         self._name = name
-        self._items = sorted(sample_items(name), key=lambda item: item.name)
-        _check_classes({item.label: item.name for item in self._items if item.label is not None}, project)
+        self._project = project
+        self._cache = cache
+        self._version = sample_version(name)  # an unknown name is an error here
+
+    @cached_property
+    def _items(self) -> list[Item]:
+        from ssl_core.data.samples import sample_items
+
+        items = sorted(sample_items(self._name, self._cache), key=lambda item: item.name)
+        _check_classes({item.label: item.name for item in items if item.label is not None}, self._project)
+        return items
 
     def __len__(self) -> int:
         return len(self._items)
@@ -94,9 +140,7 @@ class SampleSource:
         return iter(self._items)
 
     def fingerprint(self) -> str:
-        from ssl_core.data.samples import sample_version
-
-        return f"sample:{self._name}:{sample_version(self._name)}"
+        return f"sample:{self._name}:{self._version}"
 
 
 @dataclass(frozen=True)
@@ -113,7 +157,8 @@ class FolderSource:
         self._root = Path(project.data.source)
         if not self._root.is_dir():
             raise UserError(
-                f"{'not a folder' if self._root.exists() else 'no such folder'}: {self._root}", place="data.source",
+                f"{'not a folder' if self._root.exists() else 'no such folder'}: {self._root}",
+                place="data.source",
                 next_step="set data.source to the folder that holds the images",
             )
         self._root = self._root.resolve()
@@ -122,7 +167,8 @@ class FolderSource:
         if not self._files:
             raise UserError(
                 f"no images in {self._root}" + (f" ({self.ignored} files that are no images)" if self.ignored else ""),
-                place="data.source", next_step="put image files there, directly or in one folder per class",
+                place="data.source",
+                next_step="put image files there, directly or in one folder per class",
             )
         self._labels = self._read_labels(project)
 
@@ -166,11 +212,19 @@ def _labels_path(project: ProjectConfig, root: Path) -> Path | None:
     if project.data.labels is None:
         default = root / LABELS_FILE
         if default.is_symlink() and not _inside(default, root):
-            raise UserError("a link that leads out of the source folder", place=str(default), next_step="set data.labels to the file itself")
+            raise UserError(
+                "a link that leads out of the source folder",
+                place=str(default),
+                next_step="set data.labels to the file itself",
+            )
         return default if default.is_file() else None
     path = root / project.data.labels  # an absolute path stands for itself
     if not path.is_file():
-        raise UserError(f"no such file: {path}", place="data.labels", next_step="set data.labels to a CSV file with the columns file,label")
+        raise UserError(
+            f"no such file: {path}",
+            place="data.labels",
+            next_step="set data.labels to a CSV file with the columns file,label",
+        )
     return path
 
 
@@ -220,7 +274,7 @@ def _look(root: Path, path: str, entry: os.DirEntry[str]) -> _File:
         stamp += _stamp(entry.stat())
     elif not stat.S_ISREG(entry.stat(follow_symlinks=False).st_mode):
         return _File(path, stamp, "not a regular file")
-    return _File(path, stamp)
+    return _File(path, stamp, f"larger than {_MAX_BYTES // 2**20} MiB" if entry.stat().st_size > _MAX_BYTES else "")
 
 
 def _reader(root: Path, file: _File) -> Callable[[], bytes]:
@@ -234,7 +288,11 @@ def _reader(root: Path, file: _File) -> Callable[[], bytes]:
             return path.read_bytes()
         except OSError as error:
             if error.errno in (errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.ENOTCONN):
-                raise TryAgain(f"the source cannot be read: {error.strerror}", place=str(path), next_step="run again once it answers") from error
+                raise TryAgain(
+                    f"the source cannot be read: {error.strerror}",
+                    place=str(path),
+                    next_step="run again once it answers",
+                ) from error
             raise Refused(f"cannot be read: {error.strerror}") from error
 
     return read
@@ -259,13 +317,18 @@ def _read_csv(path: Path, root: Path, files: list[str]) -> tuple[dict[str, str],
             missing.append(f"line {line}: {name!r}" + (" is no image file" if (root / listed).is_file() else ""))
             continue
         if file in labels and labels[file] != label:
-            raise UserError(f"{name!r} is {label!r} here and {labels[file]!r} in line {lines[file]}", place=place, next_step="keep one of the two lines")
+            raise UserError(
+                f"{name!r} is {label!r} here and {labels[file]!r} in line {lines[file]}",
+                place=place,
+                next_step="keep one of the two lines",
+            )
         labels.setdefault(file, label)
         lines.setdefault(file, line)
     if missing:
         shown = "; ".join(missing[:_SHOWN]) + ("; ..." if len(missing) > _SHOWN else "")
         raise UserError(
-            f"{len(missing)} listed file{'s are' if len(missing) > 1 else ' is'} not in {root}: {shown}", place=f"{path} {missing[0].split(':')[0]}",
+            f"{len(missing)} listed file{'s are' if len(missing) > 1 else ' is'} not in {root}: {shown}",
+            place=f"{path} {missing[0].split(':')[0]}",
             next_step="add the missing files or remove their lines",
         )
     return {file: label for file, label in labels.items() if label is not None}, lines
@@ -277,17 +340,25 @@ def _rows(path: Path, next_step: str) -> Iterator[tuple[int, list[str]]]:
             reader = csv.reader(text, strict=True)
             header = next(reader, [])
             if [cell.strip() for cell in header] != _HEADER:
-                raise UserError(f"the header is {','.join(header)!r}, not 'file,label'", place=f"{path} line 1", next_step=next_step)
+                raise UserError(
+                    f"the header is {','.join(header)!r}, not 'file,label'", place=f"{path} line 1", next_step=next_step
+                )
             for row in reader:
                 if row and len(row) != len(_HEADER):
                     hint = "; a file name that holds a comma needs quotes" if len(row) > len(_HEADER) else ""
-                    raise UserError(f"{len(row)} columns instead of 2{hint}", place=f"{path} line {reader.line_num}", next_step=next_step)
+                    raise UserError(
+                        f"{len(row)} columns instead of 2{hint}",
+                        place=f"{path} line {reader.line_num}",
+                        next_step=next_step,
+                    )
                 if row:
                     yield reader.line_num, row
     except UnicodeDecodeError as error:
         raise UserError("not UTF-8 text", place=str(path), next_step="save it as CSV UTF-8") from error
     except csv.Error as error:
-        raise UserError(f"not a CSV file: {error}", place=f"{path} line {reader.line_num}", next_step=next_step) from error
+        raise UserError(
+            f"not a CSV file: {error}", place=f"{path} line {reader.line_num}", next_step=next_step
+        ) from error
 
 
 def _check_classes(where: dict[str, str], project: ProjectConfig) -> None:
@@ -298,12 +369,14 @@ def _check_classes(where: dict[str, str], project: ProjectConfig) -> None:
             near = difflib.get_close_matches(label, classes, n=1)
             raise UserError(
                 f"the label {label!r} is not in data.classes" + (f"; did you mean {near[0]!r}?" if near else ""),
-                place=where[label], next_step=f"correct it, or add it to data.classes ({', '.join(classes)})",
+                place=where[label],
+                next_step=f"correct it, or add it to data.classes ({', '.join(classes)})",
             )
     if len(where) == 1:
         label, place = next(iter(where.items()))
         raise UserError(
-            f"only one class, {label!r} ({place}): there is nothing to tell apart", place="data.labels",
+            f"only one class, {label!r} ({place}): there is nothing to tell apart",
+            place="data.labels",
             next_step="label at least two classes, or none: without a labels.csv and with the files directly in data.source, "
             "or in its folder 'unlabeled'",
         )

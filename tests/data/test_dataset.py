@@ -22,10 +22,19 @@ def _rows(count: int, *, version: int = 1, start: int = 0) -> list[dict[str, Any
         sample_id = hashlib.sha256(str(i).encode()).hexdigest()
         rows.append(
             {
-                "sample_id": sample_id, "split": ["train", "val", "test", "vault"][i % 4], "group": sample_id,
-                "label": [None, "cat", "dog"][i % 3], "source": f"{i}.png", "arrived_at": pd.Timestamp("2024-05-01T12:00:00.123456Z"),
-                "first_version": version, "width": 10 + i, "height": 20, "channels": 3 if i == 0 else 1, "bytes": 1000,
-                "brightness": 0.5, "contrast": 0.25,
+                "sample_id": sample_id,
+                "split": ["train", "val", "test", "vault"][i % 4],
+                "group": sample_id,
+                "label": [None, "cat", "dog"][i % 3],
+                "source": f"{i}.png",
+                "arrived_at": pd.Timestamp("2024-05-01T12:00:00.123456Z"),
+                "first_version": version,
+                "width": 10 + i,
+                "height": 20,
+                "channels": 3 if i == 0 else 1,
+                "bytes": 1000,
+                "brightness": 0.5,
+                "contrast": 0.25,
             }
         )
     return rows
@@ -51,7 +60,8 @@ def test_what_is_written_is_read_back(tmp_path: Path) -> None:
     manifest = pq.read_table(tmp_path / dataset.MANIFEST_FILE)
     assert manifest.schema.equals(dataset.MANIFEST_SCHEMA)
     assert manifest.to_pylist() == [
-        {**row, "brightness": pytest.approx(0.5), "contrast": pytest.approx(0.25)} for row in frame.astype(object).where(frame.notna(), None).to_dict("records")
+        {**row, "brightness": pytest.approx(0.5), "contrast": pytest.approx(0.25)}
+        for row in frame.astype(object).where(frame.notna(), None).to_dict("records")
     ]
     shards = pq.read_table(sorted(tmp_path.glob("data-*.parquet")))
     assert shards.column_names == ["sample_id", "image"]
@@ -63,11 +73,25 @@ def test_the_description_adds_up(tmp_path: Path) -> None:
     frame = _frame(_rows(60))
     frame.loc[1, "group"] = frame["group"][0]
     info = _write(tmp_path, frame, quarantined=3, duplicates=2)
-    assert (info.rows, info.labelled, info.quarantined, info.duplicates, info.near_duplicate_groups) == (60, 40, 3, 2, 1)
+    assert (info.rows, info.labelled, info.quarantined, info.duplicates, info.near_duplicate_groups) == (
+        60,
+        40,
+        3,
+        2,
+        1,
+    )
     assert info.classes == ["cat", "cow", "dog"]
-    assert {split: counts.rows for split, counts in info.counts.items()} == {"train": 15, "val": 15, "test": 15, "vault": 15}
+    assert {split: counts.rows for split, counts in info.counts.items()} == {
+        "train": 15,
+        "val": 15,
+        "test": 15,
+        "vault": 15,
+    }
     assert sum(counts.classes["cat"] for counts in info.counts.values()) == 20
-    assert all(counts.classes["cow"] == 0 and counts.labelled == sum(counts.classes.values()) for counts in info.counts.values())
+    assert all(
+        counts.classes["cow"] == 0 and counts.labelled == sum(counts.classes.values())
+        for counts in info.counts.values()
+    )
     assert (info.image.median_width, info.image.median_height, info.image.has_colour) == (40, 20, True)
     written = json.loads((tmp_path / "dataset.json").read_text())
     assert written["files"] == {p.name: file_sha256(p) for p in tmp_path.iterdir() if p.name != "dataset.json"}
@@ -83,7 +107,9 @@ def test_the_same_content_gives_the_same_bytes(tmp_path: Path) -> None:
         assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
 
 
-def test_full_shards_stay_byte_identical_when_data_grows_and_labels_arrive(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_full_shards_stay_byte_identical_when_data_grows_and_labels_arrive(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(dataset, "SHARD_BYTES", 10_000)
     monkeypatch.setattr(dataset, "ROW_GROUP_BYTES", 3_000)
     old = _rows(35)

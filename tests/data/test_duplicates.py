@@ -23,7 +23,9 @@ def _thumbnails(pictures: list[Image.Image]) -> np.ndarray:
 def _photo(seed: int, size: int = 96) -> Image.Image:
     """Smooth blobs with some grain: what photos are like to a thumbnail."""
     random = np.random.default_rng(seed)
-    coarse = Image.fromarray(random.integers(0, 256, (6, 6, 3), dtype=np.uint8)).resize((size, size), Image.Resampling.BICUBIC)
+    coarse = Image.fromarray(random.integers(0, 256, (6, 6, 3), dtype=np.uint8)).resize(
+        (size, size), Image.Resampling.BICUBIC
+    )
     grain = random.normal(0, 6, (size, size, 3))
     return Image.fromarray(np.clip(np.asarray(coarse) + grain, 0, 255).astype(np.uint8))
 
@@ -56,7 +58,9 @@ def test_the_ways_in_which_copies_differ() -> None:
         original.resize((200, 200)),
         Image.eval(original, lambda v: min(255, round(v * 1.06))),
         original.filter(ImageFilter.GaussianBlur(1)),
-        Image.fromarray(np.clip(np.asarray(original) + np.random.default_rng(1).normal(0, 8, (96, 96, 3)), 0, 255).astype(np.uint8)),
+        Image.fromarray(
+            np.clip(np.asarray(original) + np.random.default_rng(1).normal(0, 8, (96, 96, 3)), 0, 255).astype(np.uint8)
+        ),
     ]
     others = [_photo(seed) for seed in range(1, 30)]
     found = _pairs(_thumbnails([original, *copies, *others]))
@@ -80,7 +84,10 @@ def test_equals_the_comparison_of_all_pairs(distortion: int) -> None:
     """Distortions around the threshold; the hashing must not lose what the definition finds."""
     random = np.random.default_rng(distortion)
     base = [np.asarray(_photo(seed, 32), dtype=np.float64) for seed in range(60)]
-    noisy = [np.clip(b + random.normal(0, 1, (4, 4, 3)).repeat(8, 0).repeat(8, 1) * distortion * random.random(), 0, 255) for b in base * 3]
+    noisy = [
+        np.clip(b + random.normal(0, 1, (4, 4, 3)).repeat(8, 0).repeat(8, 1) * distortion * random.random(), 0, 255)
+        for b in base * 3
+    ]
     thumbnails = _thumbnails([Image.fromarray(values.astype(np.uint8)) for values in base + noisy])
     assert _pairs(thumbnails) == _reference(thumbnails)
 

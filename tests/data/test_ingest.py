@@ -6,6 +6,7 @@ import csv
 import errno
 import json
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -16,12 +17,13 @@ from PIL import Image
 
 from ssl_core.config.project import ProjectConfig
 from ssl_core.config.settings import Settings
-from ssl_core.contracts import DatasetRef, StepResult, StepStatus
-from ssl_core.data import dataset, ingest, reader, sources
+from ssl_core.contracts import SUMMARY_BYTES_LIMIT, DatasetRef, StepResult, StepStatus
+from ssl_core.data import dataset, images, ingest, reader, repository, sources
 from ssl_core.data.repository import DataRepository
 from ssl_core.errors import CheckFailed, TryAgain, UserError
 from ssl_core.step import StepContext, StepOutput
 from tests.data.conftest import encode, picture
+from tests.data.remotes import quick_dvc
 
 Make = Callable[..., Path]
 _COUNT = 24
@@ -30,7 +32,13 @@ _COUNT = 24
 class Platform:
     """One platform home and one source folder, and the steps on them."""
 
-    def __init__(self, folder: Path, settings: Settings, make_project: Callable[..., ProjectConfig], make_context: Callable[..., StepContext]) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        settings: Settings,
+        make_project: Callable[..., ProjectConfig],
+        make_context: Callable[..., StepContext],
+    ) -> None:
         self.folder = folder
         self.settings = settings
         self.repository = DataRepository(settings)
@@ -60,9 +68,21 @@ class Platform:
 
 
 @pytest.fixture
-def platform(make_folder: Make, settings: Settings, make_project: Callable[..., ProjectConfig], make_context: Callable[..., StepContext]) -> Platform:
+def platform_with_dvc(
+    make_folder: Make,
+    settings: Settings,
+    make_project: Callable[..., ProjectConfig],
+    make_context: Callable[..., StepContext],
+) -> Platform:
     folder = make_folder({f"{'cat' if i % 2 else 'dog'}/{i:03d}.png": i for i in range(_COUNT)})
     return Platform(folder, settings, make_project, make_context)
+
+
+@pytest.fixture
+def platform(platform_with_dvc: Platform, monkeypatch: pytest.MonkeyPatch) -> Platform:
+    """With a quick stand-in for the dvc command; the subject of most tests here comes before it."""
+    monkeypatch.setattr(repository, "dvc", quick_dvc)
+    return platform_with_dvc
 
 
 def _quarantine(context: StepContext) -> dict[str, str]:
@@ -73,11 +93,18 @@ def _quarantine(context: StepContext) -> dict[str, str]:
 # ---- what is made
 
 
-def test_a_folder_becomes_a_candidate(platform: Platform) -> None:
+def test_a_folder_becomes_a_candidate(platform_with_dvc: Platform) -> None:
+    platform = platform_with_dvc
     output = platform.ingest()
     candidate = output.outputs["candidate"]
     assert isinstance(candidate, DatasetRef)
-    assert (candidate.kind, candidate.tag, candidate.rows, candidate.labelled, candidate.classes) == ("candidate", None, _COUNT, _COUNT, 2)
+    assert (candidate.kind, candidate.tag, candidate.rows, candidate.labelled, candidate.classes) == (
+        "candidate",
+        None,
+        _COUNT,
+        _COUNT,
+        2,
+    )
     assert platform.repository.latest("tiny") is None
     manifest = reader.read_manifest(candidate, platform.settings)
     assert list(manifest.columns) == dataset.MANIFEST_SCHEMA.names
@@ -95,7 +122,13 @@ def test_a_folder_becomes_a_candidate(platform: Platform) -> None:
         name: (platform.folder / name).read_bytes() for name in rows.values()
     }
     assert output.metrics | {"seconds": 0} == {
-        "rows": _COUNT, "labelled": _COUNT, "classes": 2, "duplicates": 0, "near_duplicate_groups": 0, "quarantined": 0, "seconds": 0,
+        "rows": _COUNT,
+        "labelled": _COUNT,
+        "classes": 2,
+        "duplicates": 0,
+        "near_duplicate_groups": 0,
+        "quarantined": 0,
+        "seconds": 0,
     }
     assert f"**{_COUNT} images**" in output.summary
 
@@ -110,7 +143,10 @@ def test_versions_grow_and_nothing_moves(platform: Platform, make_folder: Make) 
     first, before = platform.publish()
     near = Image.eval(picture(3), lambda v: min(255, v + 2))
     make_folder({f"{'cat' if i % 2 else 'dog'}/{i:03d}.png": i for i in range(100, 160)}, root=platform.folder)
-    make_folder({"aaa/near.png": encode(near), "labels.csv": "file,label\ncat/001.png,cat\ndog/002.png,dog\n"}, root=platform.folder)
+    make_folder(
+        {"aaa/near.png": encode(near), "labels.csv": "file,label\ncat/001.png,cat\ndog/002.png,dog\n"},
+        root=platform.folder,
+    )
     second, after = platform.publish()
     assert (first.tag, second.tag) == ("tiny@v1", "tiny@v2")
     assert after["first_version"].tolist() == [1] * _COUNT + [2] * 61
@@ -177,9 +213,12 @@ def test_near_duplicates_share_a_side_unless_told_otherwise(platform: Platform, 
 def test_mixed_sizes_and_modes(platform: Platform, make_folder: Make) -> None:
     deep = Image.fromarray(np.arange(400, dtype=np.uint16).reshape(20, 20) * 160)
     files = {
-        "cat/rgb.png": encode(picture(200, (30, 20), "RGB")), "cat/rgba.png": encode(picture(201, (9, 31), "RGBA")),
-        "dog/palette.gif": encode(picture(202, (8, 8), "RGB").convert("P"), "GIF"), "dog/deep.png": encode(deep),
-        "dog/photo.JPG": encode(picture(203, (64, 48), "RGB"), "JPEG"), "dog/one.png": encode(picture(204).convert("1")),
+        "cat/rgb.png": encode(picture(200, (30, 20), "RGB")),
+        "cat/rgba.png": encode(picture(201, (9, 31), "RGBA")),
+        "dog/palette.gif": encode(picture(202, (8, 8), "RGB").convert("P"), "GIF"),
+        "dog/deep.png": encode(deep),
+        "dog/photo.JPG": encode(picture(203, (64, 48), "RGB"), "JPEG"),
+        "dog/one.png": encode(picture(204).convert("1")),
     }
     make_folder(files, root=platform.folder)
     output = platform.ingest()
@@ -196,7 +235,11 @@ def _spoil(platform: Platform, make_folder: Make) -> None:
     outside = platform.folder.parent / "outside.png"
     outside.write_bytes(encode(picture(500)))
     make_folder(
-        {"cat/cut.png": encode(picture(300, (64, 64)))[:2000], "cat/text.png": "not a picture", "dog/dot.png": encode(picture(301, (1, 1)))},
+        {
+            "cat/cut.png": encode(picture(300, (64, 64)))[:2000],
+            "cat/text.png": "not a picture",
+            "dog/dot.png": encode(picture(301, (1, 1))),
+        },
         root=platform.folder,
     )
     (platform.folder / "dog/out.png").symlink_to(outside)
@@ -206,13 +249,27 @@ def test_unusable_files_are_listed_with_their_reasons(platform: Platform, make_f
     _spoil(platform, make_folder)
     context = platform.context(max_quarantined=0.5)
     output = ingest.run(context)
-    assert (output.metrics["rows"], output.metrics["quarantined"], output.outputs["candidate"].rows) == (_COUNT, 4, _COUNT)
+    assert (output.metrics["rows"], output.metrics["quarantined"], output.outputs["candidate"].rows) == (
+        _COUNT,
+        4,
+        _COUNT,
+    )
     found = _quarantine(context)
-    for file, reason in {"cat/cut.png": "damaged", "cat/text.png": "not an image", "dog/dot.png": "data.min_side", "dog/out.png": "leads out"}.items():
+    for file, reason in {
+        "cat/cut.png": "damaged",
+        "cat/text.png": "not an image",
+        "dog/dot.png": "data.min_side",
+        "dog/out.png": "leads out",
+    }.items():
         assert reason in found.pop(file)
     assert not found
     with (context.out / "quarantine/quarantine.csv").open(newline="") as text:
-        assert {row["file"] for row in csv.DictReader(text)} == {"cat/cut.png", "cat/text.png", "dog/dot.png", "dog/out.png"}
+        assert {row["file"] for row in csv.DictReader(text)} == {
+            "cat/cut.png",
+            "cat/text.png",
+            "dog/dot.png",
+            "dog/out.png",
+        }
     assert "`cat/cut.png`" in output.summary
 
 
@@ -243,6 +300,26 @@ def test_no_usable_image_is_the_users_error(platform: Platform, make_folder: Mak
     assert platform.untouched()
 
 
+def test_one_class_left_after_quarantine_is_the_users_error(platform: Platform) -> None:
+    for path in (platform.folder / "cat").iterdir():
+        path.write_text("x")
+    with pytest.raises(UserError, match=r"data\.labels: .* are 'dog'"):
+        platform.ingest(max_quarantined=1.0)
+    assert platform.untouched()
+
+
+def test_the_summary_stays_within_the_limit_of_a_result(platform: Platform, make_folder: Make) -> None:
+    name = "名" * 60
+    make_folder({f"cat/{name}{i}.png": "x" for i in range(30)}, root=platform.folder)
+    make_folder(
+        {f"{other}/{name}-copy{i}.png": 1000 + i for i in range(12) for other in ("cat", "dog")}, root=platform.folder
+    )
+    output = platform.ingest(max_quarantined=1.0)
+    assert "different labels" in output.summary
+    assert "and 20 more" in output.summary
+    assert len(output.summary.encode()) <= SUMMARY_BYTES_LIMIT
+
+
 # ---- what is interrupted
 
 
@@ -253,10 +330,10 @@ def test_a_full_disk_while_shards_are_written(platform: Platform, monkeypatch: p
         written(self, *arguments, **options)
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(dataset.pq.ParquetWriter, "write_table", full)
-    with pytest.raises(TryAgain, match="no space left"):
-        platform.ingest()
-    monkeypatch.undo()
+    with monkeypatch.context() as patch:
+        patch.setattr(dataset.pq.ParquetWriter, "write_table", full)
+        with pytest.raises(TryAgain, match="no space left"):
+            platform.ingest()
     assert platform.untouched()
     assert platform.ingest().outputs["candidate"].rows == _COUNT
 
@@ -265,28 +342,51 @@ def test_a_full_disk_while_the_candidate_is_committed(platform: Platform, monkey
     def full(self: object, *arguments: object, **options: object) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(DataRepository, "_push", full)
-    with pytest.raises(TryAgain, match="no space left"):
-        platform.ingest()
-    monkeypatch.undo()
+    with monkeypatch.context() as patch:
+        patch.setattr(DataRepository, "_push", full)
+        with pytest.raises(TryAgain, match="no space left"):
+            platform.ingest()
     assert platform.untouched()
     assert platform.publish()[0].tag == "tiny@v1"
 
 
 @pytest.mark.parametrize("place", ["reading", "writing"])
-def test_ctrl_c_leaves_no_lock_and_no_half_candidate(place: str, platform: Platform, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_ctrl_c_leaves_no_lock_and_no_half_candidate(
+    place: str, platform: Platform, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def interrupt(*arguments: object, **options: object) -> None:
         raise KeyboardInterrupt
 
-    module, name = (ingest.images, "thumbnail") if place == "reading" else (ingest, "_read_again")
-    monkeypatch.setattr(module, name, interrupt)
-    threads = threading.active_count()
-    with pytest.raises(KeyboardInterrupt):
-        platform.ingest()
-    monkeypatch.undo()
+    module, name = (images, "thumbnail") if place == "reading" else (ingest, "_read_again")
+    with monkeypatch.context() as patch:
+        patch.setattr(module, name, interrupt)
+        threads = threading.active_count()
+        with pytest.raises(KeyboardInterrupt):
+            platform.ingest()
     assert threading.active_count() == threads
     assert platform.untouched()
     assert platform.ingest().outputs["candidate"].rows == _COUNT
+
+
+def test_ctrl_c_ends_with_the_images_at_hand(platform: Platform, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whole chunks were handed to threads; none of them may go on for long after the main thread was interrupted."""
+    decoded = []
+
+    def slow(*arguments: object, real: Callable[..., object] = images.decode, **options: object) -> object:
+        decoded.append(1)
+        time.sleep(0.02)
+        return real(*arguments, **options)
+
+    def interrupt(*arguments: object, **options: object) -> None:
+        raise KeyboardInterrupt
+
+    context = platform.context()
+    monkeypatch.setattr(ingest, "_CHUNK", _COUNT)
+    monkeypatch.setattr(images, "decode", slow)
+    monkeypatch.setattr(ingest.Future, "result", interrupt)  # where the main thread waits
+    with pytest.raises(KeyboardInterrupt):
+        ingest.run(context)
+    assert len(decoded) < _COUNT / 2
 
 
 @pytest.mark.parametrize("place", ["reading", "writing"])
@@ -318,7 +418,9 @@ def test_a_file_that_changes_underneath(change: str, platform: Platform, monkeyp
     assert platform.untouched()
 
 
-def test_another_version_is_published_meanwhile(platform: Platform, make_folder: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_another_version_is_published_meanwhile(
+    platform: Platform, make_folder: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
     first = platform.ingest().outputs["candidate"]
     make_folder({"cat/new.png": 400}, root=platform.folder)
 
@@ -326,10 +428,10 @@ def test_another_version_is_published_meanwhile(platform: Platform, make_folder:
         platform.repository.publish(first)
         return real(*arguments)
 
-    monkeypatch.setattr(ingest, "_manifest", late)
-    with pytest.raises(TryAgain):
-        platform.ingest()
-    monkeypatch.undo()
+    with monkeypatch.context() as patch:
+        patch.setattr(ingest, "_manifest", late)
+        with pytest.raises(TryAgain):
+            platform.ingest()
     second, after = platform.publish()
     assert second.tag == "tiny@v2"
     assert after.set_index("source").loc["cat/new.png", "first_version"] == 2

@@ -37,7 +37,10 @@ def test_the_side_is_the_range_that_holds_the_hash(group: str, train: float, val
     config = SplitConfig(train=train, val=val, test=1 - train - val - vault, vault=vault)
     position = int(hashlib.sha256(f"split:{group}".encode()).hexdigest()[:16], 16) / 2**64
     edges = [train, train + val, 1 - vault]
-    assert SIDES.index(side(group, config)) in {sum(position >= e for e in edges), sum(position > e + 1e-12 for e in edges)}
+    assert SIDES.index(side(group, config)) in {
+        sum(position >= e for e in edges),
+        sum(position > e + 1e-12 for e in edges),
+    }
 
 
 def test_known_sides_stay() -> None:
