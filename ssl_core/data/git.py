@@ -7,6 +7,7 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from urllib.parse import unquote, urlsplit
 
 from ssl_core.errors import TryAgain, UserError
 
@@ -16,7 +17,7 @@ _OPTIONS = (
     "-c", "commit.gpgsign=false", "-c", "tag.gpgsign=false", "-c", "core.hooksPath=/dev/null",
     "-c", "core.autocrlf=false", "-c", "push.followTags=false", "-c", "advice.detachedHead=false", "-c", "gc.auto=0",
 )  # fmt: skip
-_FULL_DISK = ("No space left on device", "File too large", "Disk quota exceeded")
+_FULL_DISK = ("No space left on device", "File too large", "Disk quota exceeded", "disk is full")
 
 
 class GitError(Exception):
@@ -26,6 +27,28 @@ class GitError(Exception):
 def redact(text: str) -> str:
     """Leaves user names, passwords and tokens out of URLs."""
     return re.sub(r"(?<=://)[^/@\s]+@", "", text)
+
+
+def local_git_path(url: str) -> Path | None:
+    """The folder of a local repository; None for a URL or git's ``host:path``."""
+    if url.startswith("-"):
+        raise UserError(f"{url!r} is not a Git URL", place="SSL_DATA_REPO", next_step="give a path or a URL")
+    if url.startswith("file://"):
+        return Path(unquote(urlsplit(url).path))
+    if "://" in url or ":" in url.partition("/")[0]:
+        return None
+    return Path(url).expanduser().absolute()
+
+
+def recorded_remote(url: str) -> str:
+    """A DVC remote as it is committed and read: an absolute path, or a URL without credentials."""
+    if redact(url) != url:
+        raise UserError("holds credentials, which would be committed", place="SSL_DVC_REMOTE", next_step="give them in the environment (AWS_*)")
+    if '"' in url or "\n" in url:
+        raise UserError("quotes and line breaks cannot be recorded", place="SSL_DVC_REMOTE", next_step="choose another path")
+    if url.startswith("file://"):
+        url = unquote(urlsplit(url).path)
+    return url.rstrip("/") if "://" in url else str(Path(url).expanduser().absolute())
 
 
 def git(*arguments: str, cwd: Path, stdin: str | None = None) -> str:
@@ -62,7 +85,8 @@ def dvc(*arguments: str, cwd: Path, site: Path, place: str) -> None:
     done = subprocess.run(command, cwd=cwd, env=environment, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False)
     if done.returncode == 0:
         return
-    said = [line.strip() for line in redact(done.stderr + done.stdout).splitlines() if line.strip()]
+    # Not with --quiet: that leaves out the reason as well.
+    said = [line.strip() for line in redact(done.stderr + done.stdout).splitlines() if line.strip() and "dvc.org/support" not in line]
     text = "\n  ".join([line for line in said if line.startswith("ERROR")] or said[-5:])
     if any(sign in "\n".join(said) for sign in _FULL_DISK):
         raise TryAgain(

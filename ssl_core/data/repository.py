@@ -19,23 +19,21 @@ import shutil
 import time
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from urllib.parse import unquote, urlsplit
-
-import yaml
-from pydantic import ValidationError
 
 from ssl_core.config.project import NAME_PATTERN
 from ssl_core.config.settings import Settings
 from ssl_core.contracts import DatasetRef
-from ssl_core.data.git import GitError, dvc, git, redact
+from ssl_core.data.git import GitError, dvc, git, local_git_path, recorded_remote, redact
 from ssl_core.data.lock import file_lock
+from ssl_core.data.reader import is_stored
+from ssl_core.data.records import RECORD_FILES, describe, parse_records, pointer_md5, to_ref
 from ssl_core.errors import TryAgain, UserError
 from ssl_core.step import NoProgress, Progress
-from ssl_core.store import file_sha256, storage_errors
+from ssl_core.store import storage_errors
 
 REVISION_PATTERN = r"^(latest|[\w.@-]+)$"
 
@@ -43,6 +41,7 @@ _MAIN = "refs/heads/main"
 _CANDIDATES = "refs/heads/candidate"
 _PUSH_ATTEMPTS = 5
 _LOCK_TIMEOUT = 1800.0
+_STALE_UPLOAD_SECONDS = 3600.0
 _OVERTAKEN = ("non-fast-forward", "fetch first", "already exists", "cannot lock ref", "does not exist")
 _SETUP = {
     ".dvc/.gitignore": "/config.local\n/tmp\n/cache\n",
@@ -69,9 +68,11 @@ class DataRepository:
         self._progress = progress or NoProgress()
         self._home = settings.root
         self._cache = settings.cache
-        self._local = _local_git_path(settings.data_repo_url)
+        self._settings = settings
+        self._local = local_git_path(settings.data_repo_url)
         self._url = settings.data_repo_url if self._local is None else str(self._local)
-        self._remote = dvc_remote(settings)
+        self._remote = recorded_remote(settings.dvc_remote_url)
+        self._mirror = self._home / "data-mirror.git"
         self._scratch = self._home / "scratch" / "data-repository"
         self._depth = 0
 
@@ -94,7 +95,7 @@ class DataRepository:
                 tags[int(number[1])] = (tag, objects[-1])  # a tag's own object first, the commit it names last
         ordered = [tags[number] for number in sorted(tags)]
         records = self._records(name, [commit for _, commit in ordered])
-        return [_ref(name, commit, record, tag) for (tag, commit), record in zip(ordered, records, strict=True)]
+        return [to_ref(name, commit, record, tag) for (tag, commit), record in zip(ordered, records, strict=True)]
 
     def latest(self, name: str) -> DatasetRef | None:
         """The newest published version, or None."""
@@ -177,7 +178,7 @@ class DataRepository:
         Raises ``TryAgain`` where another version was published meanwhile, or storage fails.
         """
         _check_name(name)
-        record = _describe(folder) | {"remote": self._remote, "producer": producer, "parent": parent.tag if parent else None}
+        record = describe(folder) | {"remote": self._remote, "producer": producer, "parent": parent.tag if parent else None}
         with self.lock(), storage_errors(str(self._scratch)):
             latest = self.latest(name)
             _check_parent(name, record["parent"], latest)
@@ -185,16 +186,19 @@ class DataRepository:
                 site = clone.with_name("dvc-site")
                 base = self._set_up(clone)
                 _link_tree(folder, clone / name / "data")
-                dvc("add", "--quiet", f"{name}/data", cwd=clone, site=site, place=str(self._cache))
-                md5 = _pointer_md5((clone / name / "data.dvc").read_text())
-                if latest is not None and latest.md5 == md5:
-                    return latest.model_copy(update={"kind": "candidate", "tag": None})
-                dvc("push", "--quiet", f"{name}/data.dvc", cwd=clone, site=site, place=self._remote)
+                dvc("add", f"{name}/data", cwd=clone, site=site, place=str(self._cache))
+                md5 = pointer_md5((clone / name / "data.dvc").read_text())
+                same = latest if latest is not None and latest.md5 == md5 else None
+                if same is None or not is_stored(same, self._settings):  # what the remote lost is brought back
+                    self._sweep_uploads()
+                    dvc("push", f"{name}/data.dvc", cwd=clone, site=site, place=self._remote)
+                if same is not None:
+                    return same.model_copy(update={"kind": "candidate", "tag": None})
                 (clone / name / "version.json").write_text(json.dumps(record, indent=1, sort_keys=True) + "\n")
                 commit = self._commit(clone, name, f"{name}: candidate of {record['rows']} samples\n\nMade by {producer}")
                 # Forced: the same content may have grown from another version before.
                 self._push(clone, *([f"{base}:{_MAIN}"] if base else []), f"+{commit}:{_CANDIDATES}/{name}/{md5}")
-            return _ref(name, commit, record | {"md5": md5}, None)
+            return to_ref(name, commit, record | {"md5": md5}, None)
 
     def publish(self, candidate: DatasetRef) -> DatasetRef:
         """Makes a candidate the next version: one commit on ``main`` and one tag, pushed together, and its branch removed.
@@ -227,7 +231,7 @@ class DataRepository:
                         self._push(clone, f"{commit}:{_MAIN}", f"refs/tags/{tag}", f":{_CANDIDATES}/{name}/{made.md5}")
                     except _Overtaken:
                         continue  # by a writer on another machine: look again at what is there now
-                return _ref(name, commit, record, tag)
+                return to_ref(name, commit, record, tag)
         raise TryAgain(f"overtaken by other writers {_PUSH_ATTEMPTS} times", place=redact(self._url), next_step="run again")
 
     def drop_candidate(self, candidate: Candidate) -> None:
@@ -253,7 +257,7 @@ class DataRepository:
         """A local repository that holds all branches and tags: the repository itself, or a mirror of a remote one."""
         if self._local is not None:
             return self._local if (self._local / "HEAD").exists() else None
-        mirror = self._home / "data-mirror.git"
+        mirror = self._mirror
         lock = self._home / "data-mirror.lock"
         with file_lock(lock, timeout=_LOCK_TIMEOUT, note=self._progress.note, purpose="the data repository's mirror"):
             self._create_bare(mirror)
@@ -300,6 +304,14 @@ class DataRepository:
             return self._commit(clone, ".", "Set up the data repository")
         return None
 
+    def _sweep_uploads(self) -> None:
+        """Removes what killed uploads left in a local remote; one that is younger may still be going on elsewhere."""
+        if "://" not in self._remote:
+            for path in Path(self._remote).glob("files/md5/*/.*.tmp"):
+                with suppress(OSError):
+                    if time.time() - path.stat().st_mtime > _STALE_UPLOAD_SECONDS:
+                        path.unlink()
+
     def _commit(self, clone: Path, path: str, message: str) -> str:
         self._git("add", "--", path, cwd=clone)
         self._git("commit", "--quiet", "--allow-empty", "-m", message, cwd=clone)
@@ -318,7 +330,7 @@ class DataRepository:
         return None
 
     def _at_commit(self, name: str, revision: str) -> DatasetRef | None:
-        folder = self._local or self._home / "data-mirror.git"
+        folder = self._local or self._mirror
         if not re.fullmatch(r"[0-9a-f]{7,40}", revision) or not (folder / "HEAD").exists():
             return None
         try:
@@ -326,65 +338,16 @@ class DataRepository:
         except GitError:
             return None
         record = self._records(name, [commit])[0]
-        return _ref(name, commit, record, None) if record else None
+        return to_ref(name, commit, record, None) if record else None
 
     def _records(self, name: str, commits: list[str]) -> list[dict[str, Any] | None]:
-        """What ``commits`` say about the dataset, in one git process; None where a commit does not hold it."""
-        folder = self._local or self._home / "data-mirror.git"
-        asked = [f"{commit}:{name}/{file}" for commit in commits for file in ("version.json", "data.dvc")]
-        answer = self._git("cat-file", "--batch", cwd=folder, stdin="".join(f"{path}\n" for path in asked)).encode()
-        blobs: list[str | None] = []
-        position = 0
-        for _ in asked:
-            end = answer.index(b"\n", position)
-            header = answer[position:end].split(b" ")
-            position = end + 1
-            if header[-1] == b"missing":
-                blobs.append(None)
-                continue
-            size = int(header[-1])
-            blobs.append(answer[position : position + size].decode())
-            position += size + 1
-        records: list[dict[str, Any] | None] = []
-        for commit, version, pointer in zip(commits, blobs[::2], blobs[1::2], strict=True):
-            if version is None or pointer is None:
-                records.append(None)
-                continue
-            try:
-                records.append(json.loads(version) | {"md5": _pointer_md5(pointer)})
-            except (ValueError, TypeError, KeyError, IndexError, yaml.YAMLError) as error:
-                raise UserError(
-                    f"the record of {name} cannot be read: {error}", place=f"{redact(self._url)} {commit}:{name}/",
-                    next_step="only ssl-core writes to the data repository: restore what was changed by hand",
-                ) from error
-        return records
+        paths = [f"{commit}:{name}/{file}" for commit in commits for file in RECORD_FILES]
+        answer = self._git("cat-file", "--batch", cwd=self._local or self._mirror, stdin="".join(f"{path}\n" for path in paths))
+        return parse_records(answer, paths, place=redact(self._url))
 
 
 class _Overtaken(TryAgain):
     """Another writer pushed first."""
-
-
-def dvc_remote(settings: Settings) -> str:
-    """The DVC remote's URL as it is recorded: an absolute path, or a URL without credentials."""
-    url = settings.dvc_remote_url
-    if redact(url) != url:
-        raise UserError("holds credentials, which would be committed", place="SSL_DVC_REMOTE", next_step="give them in the environment (AWS_*)")
-    if '"' in url or "\n" in url:
-        raise UserError("quotes and line breaks cannot be recorded", place="SSL_DVC_REMOTE", next_step="choose another path")
-    if url.startswith("file://"):
-        url = unquote(urlsplit(url).path)
-    return url.rstrip("/") if "://" in url else str(Path(url).expanduser().absolute())
-
-
-def _local_git_path(url: str) -> Path | None:
-    """The folder of a local repository; None for a URL or git's ``host:path``."""
-    if url.startswith("-"):
-        raise UserError(f"{url!r} is not a Git URL", place="SSL_DATA_REPO", next_step="give a path or a URL")
-    if url.startswith("file://"):
-        return Path(unquote(urlsplit(url).path))
-    if "://" in url or ":" in url.partition("/")[0]:
-        return None
-    return Path(url).expanduser().absolute()
 
 
 def _check_name(name: str) -> None:
@@ -402,28 +365,6 @@ def _check_parent(name: str, parent: str | None, latest: DatasetRef | None) -> N
 
 def _number(version: DatasetRef | None) -> int:
     return int((version.tag or "").rpartition("@v")[2]) if version else 0
-
-
-def _describe(folder: Path) -> dict[str, Any]:
-    info = json.loads((folder / "dataset.json").read_text())
-    return {
-        "rows": info["rows"], "labelled": info["labelled"], "classes": len(info["classes"]),
-        "sha256": file_sha256(folder / "dataset.json"),
-    }  # fmt: skip
-
-
-def _pointer_md5(pointer: str) -> str:
-    return str(yaml.safe_load(pointer)["outs"][0]["md5"])
-
-
-def _ref(name: str, commit: str, record: dict[str, Any] | None, tag: str | None) -> DatasetRef:
-    kept = {k: v for k, v in (record or {}).items() if k in ("md5", "remote", "sha256", "producer", "rows", "labelled", "classes")}
-    try:
-        return DatasetRef(kind="dataset" if tag else "candidate", name=name, tag=tag, revision=commit, path=f"{name}/data", **kept)
-    except ValidationError as error:
-        raise UserError(
-            f"the record {name}/version.json of {tag or commit} is damaged", place=name, next_step="restore the data repository"
-        ) from error
 
 
 def _link_tree(source: Path, target: Path) -> None:

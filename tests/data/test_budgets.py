@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -30,7 +32,7 @@ def test_draws_are_nested_complete_and_repeatable(case: tuple[np.ndarray, list[i
         for budget in budgets:
             assert len(draw[budget]) == len(set(draw[budget].tolist())) == budget
             assert set(labels[draw[budget]]) == set(labels)
-        for small, large in zip(budgets, budgets[1:], strict=False):
+        for small, large in pairwise(budgets):
             np.testing.assert_array_equal(draw[small], draw[large][:small])
         if number < 2:  # a draw does not depend on how many there are
             np.testing.assert_array_equal(draw[budgets[-1]], again[number][budgets[-1]])

@@ -167,7 +167,7 @@ def test_many_readers_at_once_share_one_folder(ref: DatasetRef, settings: Settin
         folders = set(pool.map(lambda _: reader.fetch(ref, settings), range(16)))
     (folder,) = folders
     assert len(list(folder.iterdir())) == 3
-    assert not [p for p in settings.cache.rglob(".*")]
+    assert not list(settings.cache.rglob(".*"))
 
 
 def test_reading_imports_neither_dvc_nor_torch(ref: DatasetRef, settings: Settings) -> None:

@@ -177,7 +177,7 @@ from ssl_core.config.settings import Settings
 from ssl_core.data.repository import DataRepository
 from ssl_core.errors import TryAgain
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-resource.setrlimit(resource.RLIMIT_FSIZE, (60_000, 60_000))
+resource.setrlimit(resource.RLIMIT_FSIZE, (2_000_000, 2_000_000))
 try:
     DataRepository(Settings(home=Path(sys.argv[1]))).commit_candidate("tiny", Path(sys.argv[2]), "ingest/k", parent=None)
 except TryAgain as error:
@@ -187,9 +187,9 @@ except TryAgain as error:
 
 def test_a_full_disk_publishes_nothing(settings: Settings, folder: Callable[..., Path]) -> None:
     # A limit on the size of files makes each large write fail half-way, as a full disk does.
-    work = folder(os.urandom(300_000))
+    work = folder(os.urandom(4_000_000))
     done = subprocess.run([sys.executable, "-c", _FULL, str(settings.root), str(work)], capture_output=True, text=True, check=True)
-    assert "nothing was published" in done.stdout, done
+    assert "no space left while writing data; nothing was published" in done.stdout, done
     repository = DataRepository(settings)
     assert repository.versions("tiny") == repository.candidates() == []
     version = repository.publish(_grow(repository, work))
@@ -299,6 +299,21 @@ def test_publishing_twice_is_harmless(repository: DataRepository, folder: Callab
     candidate = _grow(repository, folder(OLD))
     assert repository.publish(candidate) == repository.publish(candidate)
     assert len(repository.versions("tiny")) == 1
+
+
+def test_ingesting_again_brings_back_what_the_remote_lost(repository: DataRepository, settings: Settings, folder: Callable[..., Path]) -> None:
+    version = repository.publish(_grow(repository, folder(OLD)))
+    (lost,) = [p for p in Path(version.remote).rglob("*") if p.is_file() and p.stat().st_size == len(OLD)]
+    lost.unlink()
+    assert not is_stored(version, settings)
+    stale, fresh = lost.with_name(".a.tmp"), lost.with_name(".b.tmp")
+    for path in (stale, fresh):
+        path.write_bytes(b"half")
+    os.utime(stale, (0, 0))
+    assert repository.publish(_grow(repository, folder(OLD))) == version
+    assert is_stored(version, settings)
+    assert not stale.exists()
+    assert fresh.exists()
 
 
 def test_a_dropped_candidate_cannot_be_published(repository: DataRepository, folder: Callable[..., Path]) -> None:
