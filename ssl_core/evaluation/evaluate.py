@@ -175,6 +175,8 @@ def flatten(embeddings: np.ndarray) -> tuple[np.ndarray, str]:
     from threadpoolctl import threadpool_limits
 
     x = unit(embeddings)
+    if len(x) < 2 or np.ptp(x, axis=0).max() < 1e-6:  # nothing to tell apart: one sample, or a collapsed encoder
+        return np.zeros((len(x), 2)), "PCA"
     parts = min(2, *x.shape)
     linear = PCA(parts, random_state=0).fit_transform(x)
     linear = np.pad(linear, ((0, 0), (0, 2 - parts)))
