@@ -376,7 +376,7 @@ def _summary(info: dataset.DatasetInfo, latest: DatasetRef | None, added: int) -
     lines = [
         f"**{info.rows:,} images**, {info.labelled:,} labelled, {len(info.classes)} classes; "
         + (f"{added:,} new since {latest.tag}" if latest else "the first version")
-        + f". {info.duplicates:,} exact copies dropped, {info.near_duplicate_groups:,} groups of near-duplicates, {info.quarantined:,} quarantined.",
+        + f". Exact copies dropped: {info.duplicates:,}, near-duplicate groups: {info.near_duplicate_groups:,}, quarantined: {info.quarantined:,}.",
         "",
         "| split | images | labelled |",
         "|---|---:|---:|",
