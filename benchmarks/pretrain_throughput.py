@@ -5,7 +5,8 @@
 Ours: uint8 images decoded once, whole batches augmented on the device. The obvious recipe: a torch ``Dataset`` that opens
 one PNG file, makes two views with Pillow and numpy (the same changes, the same strengths), in a ``DataLoader`` with two
 workers that persist. Everything after the views is the same code for both: encoder, projection head, NT-Xent, AdamW,
-float32, batch size, threads. The two take turns; each figure is the median over the turns. Images are random pixels, so
+float32, batch size, threads. The two take turns; each figure is the median over the turns. "Views alone" leaves the network
+out: on a CPU the network takes nearly all of our step, so the whole can gain no more than the share that the views had. Images are random pixels, so
 nothing is downloaded; sizes, encoder, batch and augmentation are those of the named project.
 """
 
@@ -82,7 +83,7 @@ class PillowViews(Dataset):
 
     def _view(self, image: Image.Image) -> Tensor:
         c, size = self.config, image.width
-        u = np.random.random(16)
+        u = np.random.random(16).tolist()
         scale = math.sqrt(c.crop_scale[0] + (c.crop_scale[1] - c.crop_scale[0]) * u[0])
         angle, shear = math.radians(c.rotate) * (2 * u[1] - 1), math.tan(math.radians(c.shear) * (2 * u[2] - 1))
         flip = -1.0 if c.flip and u[3] < 0.5 else 1.0
@@ -143,22 +144,45 @@ def ours(trainer: Trainer, pixels: Tensor, batch: int) -> Callable[[], int]:
     return epoch
 
 
-def obvious(trainer: Trainer, files: list[Path], config: ImageAugmentConfig, batch: int) -> Callable[[], int]:
+def stream(files: list[Path], config: ImageAugmentConfig, batch: int) -> Iterator[tuple[Tensor, Tensor]]:
+    """One endless stream of batches, so that a turn does not begin with empty queues."""
     loader = DataLoader(
         PillowViews(files, config), batch, shuffle=True, drop_last=True, num_workers=WORKERS, persistent_workers=True,
         worker_init_fn=lambda worker: np.random.seed(SEED + worker),
     )  # fmt: skip
+    while True:
+        yield from loader
 
-    # One endless stream, so that a turn does not begin with empty queues.
-    def stream() -> Iterator[tuple[Tensor, Tensor]]:
-        while True:
-            yield from loader
 
-    batches = stream()
+def obvious(trainer: Trainer, files: list[Path], config: ImageAugmentConfig, batch: int) -> Callable[[], int]:
+    batches = stream(files, config, batch)
 
     def epoch() -> int:
         for _ in range(len(files) // batch):
             trainer.step_on_views(*next(batches))
+        return len(files)
+
+    return epoch
+
+
+def our_views(trainer: Trainer, pixels: Tensor, batch: int) -> Callable[[], int]:
+    """The data path alone: what an accelerator that computes for free would see."""
+
+    def epoch() -> int:
+        for start in range(0, len(pixels), batch):
+            for view in (0, 1):
+                trainer.model.augment(pixels[start : start + batch], SEED, start, view)
+        return len(pixels)
+
+    return epoch
+
+
+def obvious_views(files: list[Path], config: ImageAugmentConfig, batch: int) -> Callable[[], int]:
+    batches = stream(files, config, batch)
+
+    def epoch() -> int:
+        for _ in range(len(files) // batch):
+            next(batches)
         return len(files)
 
     return epoch
@@ -198,19 +222,22 @@ def compare(case: Case, repeats: int, seconds: float) -> dict[str, Any]:
     project = ProjectConfig.model_validate(yaml.safe_load((ROOT / "projects" / f"{case.project}.yaml").read_text(encoding="utf-8")))
     augment = ImageAugmentConfig.model_validate(case.augment) if case.augment else project.objective.augment
     project = project.model_copy(update={"objective": project.objective.model_copy(update={"augment": augment})})
-    batch = project.pretrain.batch_size
+    batch = min(project.pretrain.batch_size, case.images)
+    count = case.images // batch * batch  # whole batches only: both contenders see the same number of images
     # Smooth random pictures: noise would make the PNG files unusually large.
-    coarse = np.random.default_rng(SEED).integers(0, 256, (case.images, 4, 4), dtype=np.uint8)
+    coarse = np.random.default_rng(SEED).integers(0, 256, (count, 4, 4), dtype=np.uint8)
     pictures = [Image.fromarray(c).resize((case.size, case.size), Image.Resampling.BICUBIC) for c in coarse]
     pixels = np.stack([np.asarray(picture) for picture in pictures])[:, None]
     with tempfile.TemporaryDirectory() as folder:
-        files = [Path(folder) / f"{i:05d}.png" for i in range(case.images)]
+        files = [Path(folder) / f"{i:05d}.png" for i in range(count)]
         for file, picture in zip(files, pictures, strict=True):
             picture.save(file)
         our_trainer = Trainer(project, pixels)
         contenders = {
             "ours": ours(our_trainer, torch.from_numpy(pixels), batch),
             "obvious": obvious(Trainer(project, pixels), files, augment, batch),
+            "ours_views_only": our_views(our_trainer, torch.from_numpy(pixels), batch),
+            "obvious_views_only": obvious_views(files, augment, batch),
         }
         rates: dict[str, list[float]] = {name: [] for name in contenders}
         for work in contenders.values():
@@ -227,6 +254,7 @@ def compare(case: Case, repeats: int, seconds: float) -> dict[str, Any]:
         "images_per_second": {name: round(value, 1) for name, value in medians.items()},
         "all_turns": {name: [round(value, 1) for value in values] for name, values in rates.items()},
         "speed_up": round(medians["ours"] / medians["obvious"], 2),
+        "speed_up_views_only": round(medians["ours_views_only"] / medians["obvious_views_only"], 2),
         "our_step_ms": parts(our_trainer, torch.from_numpy(pixels[:batch]), 10),
     }
 
@@ -254,6 +282,7 @@ def main() -> None:
         rate, step = result["images_per_second"], result["our_step_ms"]
         print(
             f"{case.name}: ours {rate['ours']:,.0f} images/s, obvious recipe {rate['obvious']:,.0f} images/s, {result['speed_up']:.2f}x; "
+            f"views alone {rate['ours_views_only']:,.0f} beside {rate['obvious_views_only']:,.0f}, {result['speed_up_views_only']:.1f}x; "
             f"our step: {', '.join(f'{name} {value:.1f} ms' for name, value in step.items())}",
             flush=True,
         )
