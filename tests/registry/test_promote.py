@@ -92,6 +92,23 @@ def test_a_person_decides_by_digest(world: World, make_project: Callable[..., An
     assert "nothing new" in promote.decide(world.settings, "tiny", digest[:12], "DECLINED", RunContext(run_id="r")).text
 
 
+def test_the_command_decides(world: World, make_project: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    from click.testing import CliRunner
+
+    from ssl_core.cli.promote import promote as command
+
+    human = make_project(encoder={"widths": [8]}, promotion={"approval": "human"})
+    _, given = world.gate(world.register("a", right=150), project=human)
+    monkeypatch.setenv("SSL_HOME", str(world.settings.home))
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", world.settings.mlflow_tracking_uri)
+    for arguments in (["tiny"], ["tiny", "--approve", "a" * 8, "--decline", "a" * 8], ["tiny", "--approve", "0" * 64]):
+        assert isinstance(CliRunner().invoke(command, arguments).exception, UserError)
+    done = CliRunner().invoke(command, ["tiny", "--approve", given["gate_report"].sha256[:12].upper()])
+    assert done.exit_code == 0
+    assert "tiny version 1 is the champion (ledger entry 1)" in done.output
+    assert world.aliases() == {"champion": "1"}
+
+
 def test_declined_stays_declined(world: World, make_project: Callable[..., Any]) -> None:
     human = make_project(encoder={"widths": [8]}, promotion={"approval": "human"})
     inputs = world.register("a", right=150)
