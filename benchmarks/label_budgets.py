@@ -91,7 +91,7 @@ def measure(project: ProjectConfig, seeds: list[int], settings: Settings) -> dic
         "versions": {name: version(name) for name in ("ssl-core", "torch", "numpy", "scikit-learn", "scipy")} | {"python": platform.python_version(), "code": source_digest()},
         "project": project.model_dump(mode="json"),
         "dataset": {"rows": dataset.rows, "md5": dataset.md5},
-        "test_samples": int(len(images.positions("test", labelled=True))),
+        "test_samples": len(images.positions("test", labelled=True)),
         "pretraining_seeds": seeds,
         "seconds": {"pretraining": seconds, "all": round(time.monotonic() - began, 1)},
         "label_budgets": rows,

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from torch import nn
 
 from ssl_core.contracts import DatasetRef, ModelRef
 from ssl_core.data.memory import Images, open_images
@@ -23,6 +22,7 @@ from ssl_core.models.classifier import ImageClassifier, load_classifier
 from ssl_core.models.embed import embed
 from ssl_core.models.encoder import EncoderInfo, build_encoder, load_encoder
 from ssl_core.models.probes import unit
+from ssl_core.models.resnet import ResNet
 from ssl_core.step import Output, StepContext, StepOutput
 from ssl_core.training.finetune import finetune_from
 from ssl_core.training.runtime import Runtime, resolve_runtime
@@ -86,12 +86,12 @@ def run(ctx: StepContext) -> StepOutput:
 
 
 def _compare(
-    ctx: StepContext, images: Images, samples: _Samples, encoder: nn.Module, info: EncoderInfo, runtime: Runtime
+    ctx: StepContext, images: Images, samples: _Samples, encoder: ResNet, info: EncoderInfo, runtime: Runtime
 ) -> tuple[Encoded, dict[str, Any]]:
     """The frozen encoder against random encoders and pixels: its embeddings, and the report's half on label budgets."""
     config, seed = ctx.project.evaluate, ctx.project.pretrain.seed
 
-    def encode(network: nn.Module) -> Encoded:
+    def encode(network: ResNet) -> Encoded:
         network.to(runtime.device)
         both = [
             embed(network, info.preprocessing, images.pixels, positions, device=runtime.device, precision=runtime.precision)

@@ -132,7 +132,7 @@ def test_the_vault_is_never_read_and_equal_runs_are_equal(step):
 def test_a_test_split_without_labels_is_the_users_to_mend(step):
     images = make_images()
     images.manifest.loc[images.manifest["split"] == "test", "label"] = None
-    with pytest.raises(UserError, match="data.labels"):
+    with pytest.raises(UserError, match=r"data\.labels"):
         step(Images(pixels=images.pixels, manifest=images.manifest, classes=NAMES))
 
 

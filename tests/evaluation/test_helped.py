@@ -123,9 +123,9 @@ def test_budgets_beyond_the_labels_are_left_out_with_a_note(scene):
 
 def test_bad_label_budgets_are_named(scene):
     task = scene[0]
-    with pytest.raises(UserError, match="evaluate.label_budgets"):
+    with pytest.raises(UserError, match=r"evaluate\.label_budgets"):
         plan_budgets(task, CONFIG.model_copy(update={"label_budgets": (2, 12)}), 3)
-    with pytest.raises(UserError, match="data.labels"):
+    with pytest.raises(UserError, match=r"data\.labels"):
         plan_budgets(Task(np.full(9, -1), task.test_labels, CLASSES), CONFIG, 3)
 
 

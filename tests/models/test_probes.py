@@ -90,7 +90,8 @@ def test_linear_probe_with_one_class_or_one_label_a_class():
     pair = only.copy()
     pair[4] = 0
     scores = linear_scores(x, pair, x, classes=2)
-    assert scores[3].argmax() == 1 and scores[4].argmax() == 0
+    assert scores[3].argmax() == 1
+    assert scores[4].argmax() == 0
 
 
 def test_spreading_solves_the_equation_of_the_paper(blobs):
@@ -150,7 +151,8 @@ def test_clusters_without_a_label_are_still_reached():
     labels[[0, 30]] = [0, 1]
     scores = SpreadGraph(x, metric="euclidean", k=5).spread(labels)
     np.testing.assert_allclose(scores.sum(1), 1, atol=1e-5)
-    assert (scores[60:].argmax(1) == 1).all() and (scores[:30].argmax(1) == 0).all()
+    assert (scores[60:].argmax(1) == 1).all()
+    assert (scores[:30].argmax(1) == 0).all()
 
 
 def test_order_of_samples_does_not_matter(blobs):
