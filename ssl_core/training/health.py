@@ -26,6 +26,8 @@ RANK_FLOOR = 1.2
 """Below this effective rank, one direction holds nearly everything."""
 CHANCE_SHARE = 0.99
 """A loss above this share of log(2N - 1) tells two views of an image from the others no better than chance."""
+CHANCE_PATIENCE = 50
+"""Steps before the loss is held against chance: on few, hard images the first steps lie above it."""
 GAUGES_A_RUN = 6
 GAUGE_SAMPLES = 512
 """Training images a gauge looks at; the kNN observer takes at most as many labelled ones, and as many of val."""
@@ -105,7 +107,8 @@ def chance_loss(batch_size: int) -> float:
 def diagnose(history: Sequence[Gauge], warmup: int) -> str | None:
     """Why the run must stop, or None: a fault must show at the last two gauges after the warm-up in a row.
 
-    Faults: spread below ``SPREAD_FLOOR``, effective rank below ``RANK_FLOOR``, loss above ``CHANCE_SHARE`` of chance.
+    Faults: spread below ``SPREAD_FLOOR``, effective rank below ``RANK_FLOOR``, loss above ``CHANCE_SHARE`` of chance
+    once ``CHANCE_PATIENCE`` steps are done.
     """
     last = [gauge for gauge in history if gauge.step > warmup][-2:]
     if len(last) < 2:
@@ -115,7 +118,7 @@ def diagnose(history: Sequence[Gauge], warmup: int) -> str | None:
         return f"the encoder collapsed: all images get nearly the same features (spread {now.spread:.4f}, below {SPREAD_FLOOR})"
     if all(gauge.effective_rank < RANK_FLOOR for gauge in last):
         return f"the encoder collapsed: its features fill {now.effective_rank:.2f} dimensions (effective rank, below {RANK_FLOOR})"
-    if all(gauge.loss > CHANCE_SHARE * gauge.chance_loss for gauge in last):
+    if all(gauge.step >= CHANCE_PATIENCE and gauge.loss > CHANCE_SHARE * gauge.chance_loss for gauge in last):
         return f"nothing is learned: the loss {now.loss:.3f} is that of chance, {now.chance_loss:.3f}"
     return None
 
@@ -197,7 +200,7 @@ def report(monitor: Monitor, measured: dict[str, Any], reason: str | None) -> di
         "reason": reason,
         **(asdict(monitor.history[-1]) if monitor.history else {}),
         **measured,
-        "thresholds": {"spread": SPREAD_FLOOR, "effective_rank": RANK_FLOOR, "loss_share_of_chance": CHANCE_SHARE},
+        "thresholds": {"spread": SPREAD_FLOOR, "effective_rank": RANK_FLOOR, "loss_share_of_chance": CHANCE_SHARE, "chance_patience": CHANCE_PATIENCE},
         "gauges": [asdict(gauge) for gauge in monitor.history],
     }
 

@@ -66,6 +66,7 @@ def test_resumed_equals_uninterrupted(make_bench: MakeBench, killed_at: tuple[in
 
 
 def test_finished_run_is_not_trained_again(bench: Bench) -> None:
+    bench.config["checkpoint_seconds"] = 1e9
     bench.start()
     first, steps = bench.weights(), list(bench.steps_done)
     pace = bench.start()

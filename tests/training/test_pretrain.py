@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import threading
 from collections.abc import Callable
@@ -9,11 +10,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
+from PIL import Image
 from safetensors.numpy import load_file
 
 from ssl_core.config.project import ProjectConfig
+from ssl_core.data.dataset import write_dataset
 from ssl_core.errors import CheckFailed, TryAgain, UserError
 from ssl_core.models.embed import embed
 from ssl_core.models.encoder import load_encoder
@@ -21,6 +25,7 @@ from ssl_core.objectives.simclr import SimCLR
 from ssl_core.step import Output, StepContext
 from ssl_core.store import path_sha256
 from ssl_core.training import pretrain
+from tests.data.remotes import stored_version
 from tests.training.conftest import DATASET, TINY, striped_images
 
 MakeContext = Callable[..., StepContext]
@@ -128,3 +133,29 @@ def test_stopped_step_goes_on_and_ends_with_the_same_encoder(context: MakeContex
 
 def test_non_finite_numbers_become_null() -> None:
     assert pretrain._finite({"a": [float("nan"), 1.0, {"b": float("inf")}], "c": 2}) == {"a": [None, 1.0, {"b": None}], "c": 2}
+
+
+def test_reads_a_stored_dataset_version(tmp_path: Path, make_project: Callable[..., ProjectConfig], make_context: MakeContext) -> None:
+    """From Parquet shards in a DVC remote to an encoder, with nothing replaced."""
+    rng = np.random.default_rng(0)
+    encoded = []
+    for _ in range(20):
+        buffer = io.BytesIO()
+        Image.fromarray(rng.integers(0, 256, (10, 12), dtype=np.uint8)).save(buffer, "PNG")
+        encoded.append(buffer.getvalue())
+    ids = [f"{row:064x}" for row in range(20)]
+    manifest = pd.DataFrame(
+        {
+            "sample_id": ids, "split": ["train"] * 16 + ["val", "test", "test", "vault"], "group": ids,
+            "label": pd.Series([None] * 20, dtype=object), "source": ids, "arrived_at": pd.Timestamp("2026-01-01", tz="UTC"),
+            "first_version": 1, "width": 12, "height": 10, "channels": 1, "bytes": [len(data) for data in encoded],
+            "brightness": 0.5, "contrast": 0.3,
+        }
+    )  # fmt: skip
+    write_dataset(tmp_path / "data", manifest, encoded.__getitem__, name="tiny", classes=[])
+    ref = stored_version(tmp_path / "data", tmp_path / "remote")
+    ctx = make_context(make_project(**TINY), step="pretrain", inputs={"dataset": ref})
+    pretrain.run(ctx)
+    _, info = load_encoder(ctx.out / "encoder")
+    assert (info.preprocessing.size, info.preprocessing.channels) == (12, 1)
+    assert load_file(ctx.out / "encoder" / "golden.safetensors")["pixels"].shape == (16, 1, 12, 12)
