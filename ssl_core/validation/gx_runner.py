@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import logging
 import os
 import warnings
 from collections.abc import Sequence
@@ -20,6 +21,10 @@ os.environ["GX_ANALYTICS_ENABLED"] = "false"  # read at import time
 import great_expectations as gx
 from great_expectations.expectations.expectation import Expectation
 from great_expectations.expectations.registry import get_expectation_impl, list_registered_expectation_implementations
+
+# Some of its modules set their own loggers to INFO when imported. What it finds is in the report.
+for _name in [name for name in logging.root.manager.loggerDict if name.split(".")[0] == "great_expectations"]:
+    logging.getLogger(_name).setLevel(logging.ERROR)
 
 _BESIDE = ("severity", "meta", "description", "notes")
 _OURS = ("id", "batch_id", "rendered_content", "windows", "result_format", "catch_exceptions")
