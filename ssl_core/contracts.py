@@ -152,4 +152,3 @@ class LedgerEntry(Record):
     report_digest: str
     user: str
     run: RunContext
-

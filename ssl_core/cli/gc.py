@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import time
+from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -77,19 +78,23 @@ def stale_work(store: Store, days: float, now: float | None = None) -> Iterator[
 
 
 def cache_overflow(settings: Settings) -> Iterator[Removable]:
-    """The least recently used cache files above the size limit; all of them can be fetched or made again."""
-    files = (
-        [(p.stat(), p) for p in settings.cache.rglob("*") if p.is_file() and not p.is_symlink()]
-        if settings.cache.exists()
-        else []
-    )
+    """The least recently used cache files above the size limit; all of them can be fetched or made again.
+
+    A dataset folder's files are hard links to the cached objects: one file, counted once, removed under all its names.
+    """
+    names: dict[int, list[Path]] = defaultdict(list)
+    for path in settings.cache.rglob("*") if settings.cache.exists() else ():
+        if path.is_file() and not path.is_symlink() and path.relative_to(settings.cache).parts[0] != "locks":
+            names[path.stat().st_ino].append(path)
+    files = [(paths[0].stat(), paths) for paths in names.values()]
     total = sum(stat.st_size for stat, _ in files)
-    limit = settings.cache_limit_gb * 1e9
-    for stat, path in sorted(files, key=lambda pair: max(pair[0].st_atime, pair[0].st_mtime)):
-        if total <= limit:
+    for stat, paths in sorted(files, key=lambda pair: max(pair[0].st_atime, pair[0].st_mtime)):
+        if total <= settings.cache_limit_gb * 1e9:
             return
         total -= stat.st_size
-        yield Removable("cache above the limit", str(path), stat.st_size, (time.time() - stat.st_mtime) / _DAY)
+        for number, path in enumerate(paths):
+            size = stat.st_size if number == 0 else 0
+            yield Removable("cache above the limit", str(path), size, (time.time() - stat.st_mtime) / _DAY)
 
 
 def _if_old(folder: Path, what: str, days: float, now: float) -> Iterator[Removable]:

@@ -38,7 +38,9 @@ def report(project: str, as_data: bool, version: str | None) -> None:
         click.echo(json.dumps(document, indent=1))
         return
     out = Console(highlight=False)
-    out.print(f"{name} version {found.version}{', ' + found.alias if found.alias else ''}, data {found.dataset}", markup=False)
+    out.print(
+        f"{name} version {found.version}{', ' + found.alias if found.alias else ''}, data {found.dataset}", markup=False
+    )
     out.print(render(evaluation))
     for title, url in found.links.items():
         out.print(f"{title}: {url}", markup=False, soft_wrap=True)

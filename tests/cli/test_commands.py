@@ -73,7 +73,12 @@ def test_generated_docs_are_up_to_date():
 
 @pytest.mark.parametrize(
     ("spec", "message"),
-    [("", "is not set"), ("{", "not a step spec"), ("{}", "not a step spec"), ("@/missing/spec.json", "cannot be read")],
+    [
+        ("", "is not set"),
+        ("{", "not a step spec"),
+        ("{}", "not a step spec"),
+        ("@/missing/spec.json", "cannot be read"),
+    ],
 )
 def test_a_bad_spec_exits_2(call, monkeypatch, spec, message):
     monkeypatch.setenv("SSL_STEP_SPEC", spec)
@@ -115,7 +120,13 @@ def age(path: Path, days: float) -> None:
 
 def test_gc_takes_old_unfinished_work_and_never_what_was_committed(tmp_path):
     store = Store((tmp_path / "store").as_uri(), tmp_path / "cache")
-    for folder in ("p/pretrain/a/checkpoints/1", "p/pretrain/b/out", "p/pretrain/c/out", "p/pretrain/d/checkpoints/1", ".scratch/x"):
+    for folder in (
+        "p/pretrain/a/checkpoints/1",
+        "p/pretrain/b/out",
+        "p/pretrain/c/out",
+        "p/pretrain/d/checkpoints/1",
+        ".scratch/x",
+    ):
         path = Path(store.root) / folder
         path.mkdir(parents=True)
         (path / "f").write_text("x" * 10)
@@ -133,6 +144,17 @@ def test_the_cache_is_trimmed_from_its_oldest_files(tmp_path):
         (settings.cache / str(number)).write_text("x" * 10)
         age(settings.cache / str(number), 10 - number)
     assert [Path(item.path).name for item in cache_overflow(settings)] == ["0", "1"]
+
+
+def test_a_hard_linked_file_counts_once_and_goes_under_all_its_names(tmp_path):
+    settings = Settings(home=tmp_path, cache_limit_gb=15e-9)
+    (settings.cache / "datasets").mkdir(parents=True)
+    (settings.cache / "object").write_text("x" * 10)
+    (settings.cache / "datasets" / "link").hardlink_to(settings.cache / "object")
+    assert list(cache_overflow(settings)) == []
+    found = list(cache_overflow(settings.model_copy(update={"cache_limit_gb": 5e-9})))
+    assert {Path(item.path).name for item in found} == {"object", "link"}
+    assert sum(item.bytes for item in found) == 10
 
 
 def test_gc_removes_only_when_told(call, tmp_path):

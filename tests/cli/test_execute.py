@@ -76,10 +76,19 @@ def do(settings, make_project, monkeypatch):
     monkeypatch.setattr("ssl_core.registry.tracking.open_run", no_run)
 
     def run(function, epochs=1, **fields):
-        row = Step("thing-maker", "x", f"{__name__}:{function.__name__}", outputs=("thing",), config=("name", "pretrain"), **fields)
+        row = Step(
+            "thing-maker",
+            "x",
+            f"{__name__}:{function.__name__}",
+            outputs=("thing",),
+            config=("name", "pretrain"),
+            **fields,
+        )
         monkeypatch.setattr("ssl_core.cli.execute.get_step", lambda name: row)
         project = make_project(pretrain={"epochs": epochs})
-        return execute(StepSpec(step="thing-maker", project=project.model_dump(mode="json"), run=RunContext(run_id="r")), settings)
+        return execute(
+            StepSpec(step="thing-maker", project=project.model_dump(mode="json"), run=RunContext(run_id="r")), settings
+        )
 
     return run
 
