@@ -32,24 +32,25 @@ def read_evaluation(folder: Path) -> dict[str, Any]:
 
 
 def render(report: Mapping[str, Any]) -> Group:
-    """The table for a terminal: accuracy at each label budget, with 95% intervals, and the fine-tuned model below."""
+    """The table for a terminal of 80 columns: accuracy at each label budget, and the fine-tuned model below."""
     from rich.console import Group
     from rich.table import Table
     from rich.text import Text
 
-    table = Table(title=f"Accuracy on {report['test_set']['n']:,} test images, mean [95% interval]", title_justify="left")
-    table.add_column("labels", justify="right")
-    for name in ("best classical", "random init", f"pretrained ({report['probe']})", "gain over the better"):
-        table.add_column(name, no_wrap=True)
+    title = f"Accuracy in % on {report['test_set']['n']:,} test images, mean [95% interval]; probe: {report['probe']}"
+    table = Table(title=title, title_justify="left", title_style="bold", box=None, padding=(0, 2, 0, 0), header_style="underline")
+    for name in ("labels", "best classical", "random init", "pretrained", "gain"):
+        table.add_column(name, no_wrap=True, justify="left" if name == "best classical" else "right")
     for row in report["label_budgets"]:
-        classical = f"{_percent(row['classical'])}  {_baseline(row)}"
         gain = _gain(row)
-        style = "bold green" if gain["low"] > 0 else "bold red" if gain["high"] < 0 else ""
+        sure = gain["low"] > 0 or gain["high"] < 0
+        style = "" if not sure else "bold green" if gain["low"] > 0 else "bold red"
         table.add_row(
-            _labels(row), Text(classical), Text(_percent(row["random_init"])), Text(_percent(row["pretrained"]), style="bold"),
-            Text(_signed(gain), style=style),
+            _labels(row), Text(f"{_short(row['classical'])} {_baseline(row)}"), Text(_short(row["random_init"])),
+            Text(_short(row["pretrained"]), style="bold"), Text(f"{100 * gain['mean']:+.1f}{'*' if sure else ' '}", style=style),
         )  # fmt: skip
-    lines = [Text(_model_line(report)), *(Text(note, style="yellow") for note in report.get("notes", ()))]
+    footnote = Text("gain: over the better of the two others; * its paired interval excludes 0", style="dim")
+    lines = [footnote, Text(_model_line(report)), *(Text(note, style="yellow") for note in report.get("notes", ()))]
     return Group(table, *lines)
 
 
@@ -93,8 +94,12 @@ def as_json(
     }
 
 
+def _short(value: Mapping[str, float]) -> str:
+    return f"{100 * value['mean']:.1f} [{100 * value['low']:.1f}, {100 * value['high']:.1f}]"
+
+
 def _labels(row: Mapping[str, Any]) -> str:
-    return f"all ({row['count']:,})" if row["labels"] == "all" else f"{row['labels']:,}"
+    return "all" if row["labels"] == "all" else f"{row['labels']:,}"
 
 
 def _percent(value: Mapping[str, float]) -> str:
@@ -106,7 +111,7 @@ def _signed(value: Mapping[str, float]) -> str:
 
 
 def _baseline(row: Mapping[str, Any]) -> str:
-    return "(SVM)" if row["classical"]["name"].startswith("SVM") else "(spreading)"
+    return "SVM" if row["classical"]["name"].startswith("SVM") else "spread"
 
 
 def _gain(row: Mapping[str, Any]) -> Mapping[str, float]:
