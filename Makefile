@@ -40,12 +40,14 @@ format: setup
 docs: setup
 	$(BIN)/python docs/generate.py
 
-# Lock files carry no index address and no local build tag, so that any index and any build of torch can serve them.
+# Lock files carry no index address, no local build tag and none of the CUDA packages that one build of torch pins for
+# itself, so that any index and any build of torch can serve them.
+NEUTRAL := sed -i -E 's/\+cpu$$//; /^(nvidia-|cuda-|triton==)/d'
+COMPILE := $(BIN)/uv pip compile -q pyproject.toml --no-emit-index-url --no-emit-find-links --no-annotate --no-header
+
 lock: setup
-	$(BIN)/uv pip compile -q pyproject.toml --extra train --no-emit-index-url --no-emit-find-links --no-annotate --no-header -o requirements/training.txt
-	sed -i 's/+cpu$$//' requirements/training.txt
-	$(BIN)/uv pip compile -q pyproject.toml --extra train --extra dev -c requirements/training.txt --no-emit-index-url --no-emit-find-links --no-annotate --no-header -o requirements/training-dev.txt
-	sed -i 's/+cpu$$//' requirements/training-dev.txt
+	$(COMPILE) --extra train -o requirements/training.txt && $(NEUTRAL) requirements/training.txt
+	$(COMPILE) --extra train --extra dev -c requirements/training.txt -o requirements/training-dev.txt && $(NEUTRAL) requirements/training-dev.txt
 
 clean:
 	rm -rf $(VENV) .pytest_cache .ruff_cache .mypy_cache .import_linter_cache

@@ -66,6 +66,17 @@ def storage_errors(place: str) -> Iterator[None]:
         ) from error
 
 
+def _was_there(error: BaseException) -> bool:
+    """Whether S3 refused an exclusive create: 412, or 409 where two came at the same moment."""
+    cause: BaseException | None = error
+    while cause is not None:
+        response = getattr(cause, "response", None)
+        if isinstance(response, dict) and response.get("ResponseMetadata", {}).get("HTTPStatusCode") in (409, 412):
+            return True
+        cause = cause.__cause__ or cause.__context__
+    return False
+
+
 class Store:
     """A store at ``url`` (``file://`` or ``s3://``); ``cache`` keeps local copies of what lies in S3."""
 
@@ -110,8 +121,10 @@ class Store:
             if not self.is_local:
                 try:
                     self.fs.pipe_file(path, data, mode="create")
-                except FileExistsError:
-                    return False
+                except OSError as error:
+                    if isinstance(error, FileExistsError) or _was_there(error):
+                        return False
+                    raise
                 return True
             target = Path(path)
             target.parent.mkdir(parents=True, exist_ok=True)

@@ -70,7 +70,11 @@ def pretrain_in(folder: Path) -> None:
 
 def start(folder: Path) -> subprocess.Popen[bytes]:
     folder.mkdir(parents=True, exist_ok=True)
-    return subprocess.Popen([sys.executable, "-m", "tests.e2e.test_kill_resume", str(folder)], cwd=ROOT, env=os.environ | {"OMP_NUM_THREADS": "1"})
+    return subprocess.Popen(
+        [sys.executable, "-m", "tests.e2e.test_kill_resume", str(folder)],
+        cwd=ROOT,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+    )
 
 
 def lines(folder: Path) -> list[str]:

@@ -41,7 +41,13 @@ def platform(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, d
     folder = tmp_path_factory.mktemp("platform")
     variables = environment(folder / "home", free_port())
     yield folder, variables
-    subprocess.run([sys.executable, "-m", "ssl_core.cli", "mlflow", "stop"], env=variables, cwd=folder, check=True, capture_output=True)
+    subprocess.run(
+        [sys.executable, "-m", "ssl_core.cli", "mlflow", "stop"],
+        env=variables,
+        cwd=folder,
+        check=True,
+        capture_output=True,
+    )
 
 
 @pytest.fixture
@@ -50,7 +56,13 @@ def ssl_core(platform: tuple[Path, dict[str, str]]) -> Command:
 
     def call(*arguments: str, code: int = 0, **more: str) -> subprocess.CompletedProcess[str]:
         done = subprocess.run(
-            [sys.executable, "-m", "ssl_core.cli", *arguments], env=variables | more, cwd=folder, capture_output=True, text=True, timeout=600, check=False
+            [sys.executable, "-m", "ssl_core.cli", *arguments],
+            env=variables | more,
+            cwd=folder,
+            capture_output=True,
+            text=True,
+            timeout=600,
+            check=False,
         )
         assert done.returncode == code, f"exit code {done.returncode}\n{done.stdout}\n{done.stderr}"
         assert "Traceback" not in done.stdout + done.stderr
@@ -134,7 +146,12 @@ def test_labels_csv_and_a_folder_without_labels(platform, ssl_core):
         (lambda f: f.mkdir(), "", 2, "empty"),
         (lambda f: write_images(f, ("only",), 60), "", 2, "one class"),
         (lambda f: write_images(f, ("a", "b"), 5), "", 3, "min_rows|row"),
-        (lambda f: [p.write_bytes(p.read_bytes()[:60]) for p in write_images(f, ("a", "b"), 30)[:20]], "", 3, "quarantine"),
+        (
+            lambda f: [p.write_bytes(p.read_bytes()[:60]) for p in write_images(f, ("a", "b"), 30)[:20]],
+            "",
+            3,
+            "quarantine",
+        ),
     ],
     ids=["missing", "empty", "one class", "too few", "truncated"],
 )
@@ -145,7 +162,12 @@ def test_bad_data_ends_with_a_reason_and_publishes_nothing(platform, ssl_core, p
     write_project(folder, name, str(folder / name), more)
     done = ssl_core("run", f"{name}.yaml", code=code)
     assert re.search(message, done.stderr + done.stdout, re.IGNORECASE), done.stderr
-    tags = subprocess.run(["git", "-C", str(folder / "home" / "data.git"), "tag", "-l", f"{name}@*"], capture_output=True, text=True, check=False)
+    tags = subprocess.run(
+        ["git", "-C", str(folder / "home" / "data.git"), "tag", "-l", f"{name}@*"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     assert tags.stdout == ""
 
 
@@ -154,11 +176,19 @@ def test_two_runs_at_once_both_end_well(platform):
     write_images(folder / "twice", ("disc", "square"), 40, seed=5)
     write_project(folder, "twice", str(folder / "twice"))
     command = [sys.executable, "-m", "ssl_core.cli", "run", "twice.yaml"]
-    runs = [subprocess.Popen(command, env=variables, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) for _ in range(2)]
+    runs = [
+        subprocess.Popen(command, env=variables, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        for _ in range(2)
+    ]
     for process in runs:
         out, err = process.communicate(timeout=600)
         assert process.returncode == 0, err + out
-    tags = subprocess.run(["git", "-C", str(folder / "home" / "data.git"), "tag", "-l", "twice@*"], capture_output=True, text=True, check=True)
+    tags = subprocess.run(
+        ["git", "-C", str(folder / "home" / "data.git"), "tag", "-l", "twice@*"],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
     assert tags.stdout.split() == ["twice@v1"]
     assert len(list((folder / "home" / "store" / "ledger" / "twice").glob("*.json"))) == 1
 
@@ -170,7 +200,12 @@ def test_ctrl_c_at_any_point_then_the_same_command_ends_well(platform, ssl_core)
     moments = random.Random(0)
     for _ in range(5):
         process = subprocess.Popen(
-            [sys.executable, "-m", "ssl_core.cli", "run", "stop.yaml"], env=variables, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+            [sys.executable, "-m", "ssl_core.cli", "run", "stop.yaml"],
+            env=variables,
+            cwd=folder,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
         )
         time.sleep(moments.uniform(1, 20))
         process.send_signal(signal.SIGINT)
