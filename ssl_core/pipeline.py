@@ -70,7 +70,7 @@ STEPS: tuple[Step, ...] = (
         "ssl_core.validation.validate:run",
         inputs=("candidate",),
         outputs=("validation",),
-        config=("name", "modality", "validation"),
+        config=("name", "modality", "validation", "evaluate.label_budgets", "task.labels"),
         fingerprint="ssl_core.validation.validate:fingerprint",
     ),
     Step(
@@ -121,6 +121,7 @@ STEPS: tuple[Step, ...] = (
         config=("name", "modality", "task", "pretrain.precision", "pretrain.device", "pretrain.threads"),
         needs_labels=True,
         pool="gpu",
+        resumable=True,
     ),
     Step(
         "evaluate",

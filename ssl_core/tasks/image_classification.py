@@ -8,9 +8,10 @@ from __future__ import annotations
 import copy
 import math
 import threading
+import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from typing import Protocol
+from dataclasses import dataclass, replace
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -24,13 +25,15 @@ from ssl_core.errors import CheckFailed, TryAgain
 from ssl_core.models.classifier import ImageClassifier, build_classifier
 from ssl_core.models.embed import embed
 from ssl_core.models.encoder import EncoderInfo
-from ssl_core.models.optim import adamw, parameter_groups, set_rates, warmup_cosine
+from ssl_core.models.optim import adamw, parameter_groups, set_rates, step_seed, warmup_cosine
 from ssl_core.models.probes import spread_labels
 from ssl_core.models.resnet import ResNet
 from ssl_core.step import NoProgress, NoTracker, Progress, Tracker
 
 MIN_STEPS = 100
 """Ten labels make an epoch of one step; so few steps would teach the head nothing."""
+CHECKPOINT_SECONDS = 30.0
+"""What a killed process loses, at most; 0 stores every step."""
 WARMUP = 0.1
 GRADIENT_NORM_LIMIT = 1.0
 MILD = ImageAugmentConfig(
@@ -47,6 +50,13 @@ class Images(Protocol):
     def pixels(self) -> np.ndarray: ...
     @property
     def labels(self) -> np.ndarray: ...
+
+
+class Checkpoints(Protocol):
+    """What is needed of ``training.state.CheckpointFiles``: where an interrupted training goes on from."""
+
+    def save(self, step: int, trained: nn.Module, optimizer: torch.optim.Optimizer, record: dict[str, Any]) -> None: ...
+    def restore(self, trained: nn.Module, optimizer: torch.optim.Optimizer) -> tuple[int, dict[str, Any]]: ...
 
 
 @dataclass(frozen=True)
@@ -73,6 +83,7 @@ def train_classifier(
     device: str = "cpu",
     precision: str = "float32",
     threads: int | None = None,
+    checkpoints: Checkpoints | None = None,
     stop: threading.Event | None = None,
     progress: Progress | None = None,
     tracker: Tracker | None = None,
@@ -83,9 +94,12 @@ def train_classifier(
     on the frozen encoder's features. Batches hold every class equally often. The labels of ``unlabeled_positions`` are
     never read.
 
+    With ``checkpoints``, full goes on from the newest one, to the same bits as if it had never stopped; linear takes
+    seconds and starts again.
+
     Raises:
-        CheckFailed: the loss is not finite.
-        TryAgain: ``stop`` was set.
+        CheckFailed: the loss or a gradient is not finite.
+        TryAgain: ``stop`` was set; a checkpoint was saved first, where there are ``checkpoints``.
     """
     if threads is not None:
         torch.set_num_threads(threads)
@@ -101,12 +115,11 @@ def train_classifier(
         if spread:
             targets = spread_targets(features, targets, unlabeled_positions)
     model = build_classifier(encoder, info, classes).to(device)
-    follow = _Follower(stop or threading.Event(), progress or NoProgress(), tracker or NoTracker())
+    follow = _Follower(stop or threading.Event(), progress or NoProgress(), tracker or NoTracker(), checkpoints)
     with torch.random.fork_rng():
-        torch.manual_seed(config.seed)
         if linear:
             assert features is not None
-            _train_head(model, features, targets, config, follow)
+            _train_head(model, features, targets, config, replace(follow, checkpoints=None))
         else:
             _train_all(model, images.pixels, targets, config, precision, follow)
     return model.cpu().eval()
@@ -160,12 +173,15 @@ def balanced_rows(classes: np.ndarray, size: int, rng: np.random.Generator) -> n
     return np.stack(columns, axis=1).ravel()[:size]
 
 
-def _batches(targets: Targets, config: ImageClassificationConfig, steps_per_epoch: int, steps: int) -> Iterator[np.ndarray]:
-    """Rows of ``targets`` for each step; every epoch's order follows from (seed, epoch)."""
+def _batches(
+    targets: Targets, config: ImageClassificationConfig, steps_per_epoch: int, start: int, steps: int
+) -> Iterator[np.ndarray]:
+    """Rows of ``targets`` for the steps ``start`` to ``steps``; every epoch's order follows from (seed, epoch)."""
     kinds = targets.probabilities.argmax(axis=1)
-    for epoch in range(-(-steps // steps_per_epoch)):
+    for epoch in range(start // steps_per_epoch, -(-steps // steps_per_epoch)):
         rows = balanced_rows(kinds, steps_per_epoch * config.batch_size, np.random.default_rng([config.seed, epoch]))
-        yield from rows.reshape(steps_per_epoch, config.batch_size)[: steps - epoch * steps_per_epoch]
+        first = epoch * steps_per_epoch
+        yield from rows.reshape(steps_per_epoch, config.batch_size)[max(0, start - first) : steps - first]
 
 
 def _train_all(
@@ -225,6 +241,7 @@ class _Follower:
     stop: threading.Event
     progress: Progress
     tracker: Tracker
+    checkpoints: Checkpoints | None
 
 
 class _Loss(Protocol):
@@ -234,30 +251,52 @@ class _Loss(Protocol):
 def _descend(
     loss_of: _Loss, trained: nn.Module, optimizer: torch.optim.Optimizer, targets: Targets, config: ImageClassificationConfig, follow: _Follower
 ) -> None:
-    """AdamW with warm-up and cosine over class-balanced batches; the loss is read, and logged, once an epoch."""
+    """AdamW with warm-up and cosine over class-balanced batches; the loss is read, and logged, once an epoch.
+
+    A step follows from (seed, step) and the state before it, so state and step number are all that a resume has to know.
+    """
     per_epoch = -(-len(targets.positions) // config.batch_size)
     steps = max(config.epochs * per_epoch, MIN_STEPS)
     warmup = round(WARMUP * steps)
-    total, counted = torch.zeros((), device=next(trained.parameters()).device), 0
-    with follow.progress.bar("finetune", steps, "steps") as bar:
-        for step, rows in enumerate(_batches(targets, config, per_epoch, steps)):
-            if follow.stop.is_set():
-                raise TryAgain("stopped; run again to fine-tune from the start")
+    start, record = follow.checkpoints.restore(trained, optimizer) if follow.checkpoints else (0, {})
+    total = torch.tensor(record.get("loss_sum", 0.0), device=next(trained.parameters()).device)
+    counted, shown = record.get("loss_count", 0), start
+    saved_at = time.monotonic()
+    with follow.progress.bar("finetune", steps - start, "steps") as bar:
+        for step, rows in enumerate(_batches(targets, config, per_epoch, start, steps), start):
             set_rates(optimizer, warmup_cosine(step, steps, warmup))
+            torch.manual_seed(step_seed(config.seed, step))  # for modules that draw; augmentation has its own
             loss = loss_of(rows, step)
             optimizer.zero_grad(set_to_none=True)
             loss.backward()
-            nn.utils.clip_grad_norm_(trained.parameters(), GRADIENT_NORM_LIMIT)
+            norm = nn.utils.clip_grad_norm_(trained.parameters(), GRADIENT_NORM_LIMIT)
             optimizer.step()
             total, counted = total + loss.detach(), counted + 1
-            done = step + 1
-            if done % per_epoch == 0 or done == steps:
-                mean = float(total) / counted
-                if not math.isfinite(mean):
-                    raise CheckFailed(
-                        f"the loss is not finite ({mean}) at step {done}", place="task.learning_rate",
-                        next_step="lower task.learning_rate and task.encoder_learning_rate, or set pretrain.precision: float32",
-                    )
+            done, stopping = step + 1, follow.stop.is_set()
+            epoch_ends = done % per_epoch == 0 or done == steps
+            due = stopping or done == steps or time.monotonic() - saved_at >= CHECKPOINT_SECONDS
+            if epoch_ends or due:
+                # Before a state is stored, what led to it is read and found finite.
+                mean = _finite_mean(float(total), counted, float(norm), done)
+                bar.advance(done - shown, epoch=f"{-(-done // per_epoch)}/{-(-steps // per_epoch)}", loss=f"{mean:.3f}")
+                shown = done
+            if epoch_ends:
                 follow.tracker.metrics({"loss": mean}, done)
-                bar.advance(counted, epoch=f"{-(-done // per_epoch)}/{-(-steps // per_epoch)}", loss=f"{mean:.3f}")
                 total, counted = torch.zeros_like(total), 0
+            if follow.checkpoints and due:
+                follow.checkpoints.save(done, trained, optimizer, {"loss_sum": float(total), "loss_count": counted})
+                saved_at = time.monotonic()
+            if stopping and done < steps:
+                where = f"go on from step {done} of {steps}" if follow.checkpoints else "fine-tune from the start"
+                raise TryAgain(f"stopped; run again to {where}")
+
+
+def _finite_mean(loss_sum: float, count: int, gradient_norm: float, step: int) -> float:
+    """The mean loss; raises ``CheckFailed`` where it, or the last gradient, is not finite."""
+    for what, value in (("loss", loss_sum / count), ("gradient norm", gradient_norm)):
+        if not math.isfinite(value):
+            raise CheckFailed(
+                f"the {what} is not finite ({value}) at step {step}", place="task.learning_rate",
+                next_step="lower task.learning_rate and task.encoder_learning_rate, or set pretrain.precision: float32",
+            )
+    return loss_sum / count

@@ -19,9 +19,11 @@ from ssl_core.errors import UserError
 from ssl_core.models.classifier import ImageClassifier, load_classifier, save_classifier
 from ssl_core.models.encoder import EncoderInfo, load_encoder
 from ssl_core.models.resnet import ResNet
-from ssl_core.step import NoProgress, NoTracker, Output, Progress, StepContext, StepOutput, Tracker
+from ssl_core.pipeline import digest, recipe_digest
+from ssl_core.step import Output, Progress, StepContext, StepOutput, Tracker
 from ssl_core.tasks.image_classification import train_classifier
 from ssl_core.training.runtime import Runtime, resolve_runtime
+from ssl_core.training.state import CheckpointFiles
 
 GOLDEN_IMAGES = 16
 GOLDEN_FILE = "golden.safetensors"
@@ -43,7 +45,11 @@ def run(ctx: StepContext) -> StepOutput:
     """Fine-tunes the registered encoder on ``task.labels`` labelled images of split train.
 
     Makes ``model/``: the classifier, ``training.json`` (budget, sample_ids, seeds) and ``golden.safetensors``.
-    Raises ``UserError`` where there are fewer labels than asked for, or than classes.
+
+    Raises:
+        UserError: there are fewer labels than asked for, or than classes.
+        CheckFailed: the loss is not finite.
+        TryAgain: told to stop; the next call goes on from the checkpoint.
     """
     task = ctx.project.task
     dataset: DatasetRef = ctx.input("dataset")
@@ -53,7 +59,11 @@ def run(ctx: StepContext) -> StepOutput:
     images = open_images(
         dataset, ctx.settings, size=info.preprocessing.size, channels=info.preprocessing.channels, progress=ctx.progress
     )
-    made = finetune_from(encoder, info, images, task, runtime, stop=ctx.stop, progress=ctx.progress, tracker=ctx.tracker)
+    recipe = digest([recipe_digest(ctx.project, "finetune"), dataset.sha256, registered.sha256])
+    checkpoints = CheckpointFiles(ctx.checkpoints, ctx.store.scratch, recipe, ctx.progress.note)
+    made = finetune_from(
+        encoder, info, images, task, runtime, checkpoints=checkpoints, stop=ctx.stop, progress=ctx.progress, tracker=ctx.tracker
+    )
     folder = ctx.out / "model"
     save_classifier(folder, made.model)
     _save_golden(folder, images)
@@ -84,6 +94,7 @@ def finetune_from(
     task: ImageClassificationConfig,
     runtime: Runtime,
     *,
+    checkpoints: CheckpointFiles | None = None,
     stop: threading.Event | None = None,
     progress: Progress | None = None,
     tracker: Tracker | None = None,
@@ -98,7 +109,7 @@ def finetune_from(
     model = train_classifier(
         encoder, info, images, labelled, unlabeled, task, images.classes,
         device=runtime.device, precision=runtime.precision, threads=runtime.threads,
-        stop=stop or threading.Event(), progress=progress or NoProgress(), tracker=tracker or NoTracker(),
+        checkpoints=checkpoints, stop=stop, progress=progress, tracker=tracker,
     )  # fmt: skip
     return Finetuned(model, labelled, unlabeled)
 

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from ssl_core.config.project import PretrainConfig
 from ssl_core.errors import TryAgain, UserError
-from ssl_core.models.optim import adamw, parameter_groups, set_rates, warmup_cosine
+from ssl_core.models.optim import adamw, parameter_groups, set_rates, step_seed, warmup_cosine
 from ssl_core.step import Progress, Tracker
 from ssl_core.training.batches import Batches
 from ssl_core.training.health import Gauge, Monitor, gauge_steps
@@ -118,7 +118,8 @@ def fit(
                     raise TryAgain(f"stopped; run again to go on from step {done} of {total}")
         finally:
             batches.close()
-            accelerator.unwrap_model(model, keep_fp32_wrapper=False)  # gives the objective its own forward back
+            if runtime.precision != "float32":  # else nothing was wrapped, and asking would import torch's compiler
+                accelerator.unwrap_model(model, keep_fp32_wrapper=False)  # gives the objective its own forward back
     return pace
 
 
@@ -132,7 +133,7 @@ def train_step(
     clock = time.perf_counter()
     batch = batches.fetch(step)
     waited = time.perf_counter() - clock
-    torch.manual_seed(_step_seed(seed, step))  # for objectives that draw; augmentation has its own
+    torch.manual_seed(step_seed(seed, step))  # for objectives that draw; augmentation has its own
     positions = torch.arange(len(batch), device=batch.device)
     loss, metrics = model(batch, seed=seed, step=step, positions=positions)
     accelerator.backward(loss)
@@ -140,7 +141,3 @@ def train_step(
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)
     return loss.detach(), norm, metrics, len(batch), waited
-
-
-def _step_seed(seed: int, step: int) -> int:
-    return int(np.random.SeedSequence([seed, step]).generate_state(1, np.uint64)[0] >> 1)

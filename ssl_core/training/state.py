@@ -31,10 +31,10 @@ class CheckpointFiles:
     digest: str
     note: Callable[[str], None]
 
-    def save(self, step: int, objective: nn.Module, optimizer: torch.optim.Optimizer, record: dict[str, Any]) -> None:
+    def save(self, step: int, trained: nn.Module, optimizer: torch.optim.Optimizer, record: dict[str, Any]) -> None:
         """Stores the state after ``step`` steps; an older checkpoint stays until this one is sealed."""
         buffer = io.BytesIO()
-        torch.save({"objective": objective.state_dict(), "optimizer": optimizer.state_dict()}, buffer)
+        torch.save({"trained": trained.state_dict(), "optimizer": optimizer.state_dict()}, buffer)
         document = {"step": step, "digest": self.digest, **record}
         with self.scratch() as scratch:
             folder = scratch / "checkpoint"
@@ -44,7 +44,7 @@ class CheckpointFiles:
                 (folder / "loop.json").write_text(json.dumps(document))
             self.checkpoints.save(step, folder)
 
-    def restore(self, objective: nn.Module, optimizer: torch.optim.Optimizer) -> tuple[int, dict[str, Any]]:
+    def restore(self, trained: nn.Module, optimizer: torch.optim.Optimizer) -> tuple[int, dict[str, Any]]:
         """Loads the newest whole checkpoint into both; returns ``(steps done, record)``, ``(0, {})`` where there is none."""
         found = self.checkpoints.newest()
         document = json.loads((found[1] / "loop.json").read_text()) if found else {}
@@ -56,7 +56,7 @@ class CheckpointFiles:
             return 0, {}
         step, folder = found
         state = torch.load(folder / "state.pt", map_location="cpu", weights_only=True)
-        objective.load_state_dict(state["objective"])
+        trained.load_state_dict(state["trained"])
         optimizer.load_state_dict(state["optimizer"])
         self.note(f"going on from the checkpoint at step {step}")
         return step, document

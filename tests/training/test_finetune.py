@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -15,11 +16,12 @@ from safetensors.numpy import load_file
 from ssl_core.config.project import ProjectConfig
 from ssl_core.config.tasks import ImageClassificationConfig
 from ssl_core.contracts import ModelRef
-from ssl_core.errors import UserError
+from ssl_core.errors import CheckFailed, TryAgain, UserError
 from ssl_core.models.classifier import load_classifier
 from ssl_core.models.encoder import EncoderInfo, build_encoder, measure_preprocessing, save_encoder
-from ssl_core.step import Output, StepContext
+from ssl_core.step import NoTracker, Output, StepContext
 from ssl_core.store import path_sha256
+from ssl_core.tasks import image_classification as classification
 from ssl_core.training import finetune
 from ssl_core.training.runtime import Runtime
 from tests.training.conftest import CLASSES, DATASET, ENCODER, TINY, striped_images
@@ -132,3 +134,129 @@ def test_too_few_labels_is_the_users_error(labelled: int | None, labels: int | s
         finetune.run(ctx)
     assert caught.value.next_step
     assert not list(ctx.out.iterdir())
+
+
+class Killed(BaseException):
+    """What the process would not survive: no handler, no last checkpoint."""
+
+
+class Steps:
+    """Counts the steps that are taken, over all attempts, and may interfere before one."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.taken: list[int] = []
+        self.before: Callable[[int], None] = lambda step: None
+        share = classification.warmup_cosine
+
+        def watched(step: int, *more: int) -> float:
+            self.before(step)
+            self.taken.append(step)
+            return share(step, *more)
+
+        monkeypatch.setattr(classification, "warmup_cosine", watched)
+
+    def die_before(self, step: int) -> None:
+        def die(now: int) -> None:
+            if now == step:
+                raise Killed
+
+        self.before = die
+
+    def leave_alone(self) -> None:
+        self.before = lambda step: None
+
+
+@pytest.fixture
+def steps(monkeypatch: pytest.MonkeyPatch) -> Steps:
+    monkeypatch.setattr(classification, "CHECKPOINT_SECONDS", 0)
+    return Steps(monkeypatch)
+
+
+LONGER = {"labels": 8, "epochs": 4}
+"""Twelve steps, three an epoch."""
+
+
+def again(ctx: StepContext) -> StepContext:
+    """The same step, in a process that knows nothing of the one before."""
+    for path in sorted(ctx.out.rglob("*"), reverse=True):
+        path.unlink() if path.is_file() else path.rmdir()
+    return replace(ctx, stop=threading.Event(), tracker=NoTracker())
+
+
+def curve(ctx: StepContext) -> list[tuple[int, dict[str, float]]]:
+    assert isinstance(ctx.tracker, NoTracker)
+    return [entry for entry in ctx.tracker.logged_metrics if "loss" in entry[1]]
+
+
+@pytest.mark.parametrize("killed_at", [(0,), (1,), (5, 6), (4, 4, 11), (2, 7, 10)])
+def test_resumed_equals_uninterrupted(context: Callable[..., StepContext], steps: Steps, killed_at: tuple[int, ...]) -> None:
+    whole, broken = context("whole", **LONGER), context("broken", **LONGER)
+    finetune.run(whole)
+    assert steps.taken == list(range(12))
+    steps.taken.clear()
+    curves = []
+    for moment in killed_at:
+        steps.die_before(moment)
+        with pytest.raises(Killed):
+            finetune.run(broken)
+        curves += curve(broken)
+        broken = again(broken)
+    steps.leave_alone()
+    finetune.run(broken)
+    assert steps.taken == list(range(12)), "each step was stored, so none is done twice"
+    assert path_sha256(whole.out / "model") == path_sha256(broken.out / "model")
+    assert curves + curve(broken) == curve(whole)
+
+
+def test_stop_saves_the_very_step(context: Callable[..., StepContext], steps: Steps, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(classification, "CHECKPOINT_SECONDS", 1e9)
+    whole, stopped = context("whole", **LONGER), context("stopped", **LONGER)
+    finetune.run(whole)
+    steps.taken.clear()
+    steps.before = lambda step: stopped.stop.set() if step == 4 else None
+    with pytest.raises(TryAgain, match="go on from step 5 of 12"):
+        finetune.run(stopped)
+    steps.leave_alone()
+    stopped = again(stopped)
+    finetune.run(stopped)
+    assert steps.taken == list(range(12))
+    assert path_sha256(whole.out / "model") == path_sha256(stopped.out / "model")
+
+
+def test_checkpoint_of_another_recipe_is_left_with_a_note(
+    context: Callable[..., StepContext], steps: Steps, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    other = context("k", **LONGER, learning_rate=0.1)
+    steps.die_before(7)
+    with pytest.raises(Killed):
+        finetune.run(other)
+    steps.leave_alone()
+    steps.taken.clear()
+    ctx, notes = context("k", **LONGER), []
+    monkeypatch.setattr(ctx.progress, "note", notes.append)
+    finetune.run(ctx)
+    assert steps.taken == list(range(12))
+    assert any("another configuration" in note for note in notes)
+
+
+def test_a_poisoned_state_is_never_stored(context: Callable[..., StepContext], steps: Steps, monkeypatch: pytest.MonkeyPatch) -> None:
+    loss = classification.soft_cross_entropy
+
+    def poisoned(*arguments: Any) -> Any:
+        return loss(*arguments) * (float("nan") if steps.taken[-1] == 5 else 1.0)
+
+    monkeypatch.setattr(classification, "soft_cross_entropy", poisoned)
+    ctx = context(**LONGER)
+    with pytest.raises(CheckFailed, match=r"task\.learning_rate: the loss is not finite \(nan\) at step 6"):
+        finetune.run(ctx)
+    newest = ctx.checkpoints.newest()
+    assert newest is not None
+    assert newest[0] == 5
+
+
+def test_linear_starts_again(context: Callable[..., StepContext], steps: Steps) -> None:
+    ctx = context(**LONGER, method="linear")
+    ctx.stop.set()
+    with pytest.raises(TryAgain, match="from the start"):
+        finetune.run(ctx)
+    assert ctx.checkpoints.newest() is None

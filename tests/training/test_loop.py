@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import logging
+import subprocess
+import sys
 import threading
 from collections.abc import Callable
 from itertools import pairwise
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
 from ssl_core.errors import TryAgain
-from ssl_core.models.optim import adamw, parameter_groups, set_rates, warmup_cosine
+from ssl_core.models.optim import adamw, parameter_groups, set_rates, step_seed, warmup_cosine
 from ssl_core.training import loop
 from ssl_core.training.health import Unhealthy
 from tests.training.conftest import Bench
@@ -264,3 +267,35 @@ def test_gradients_are_clipped(bench: Bench, monkeypatch: pytest.MonkeyPatch) ->
     bench.start()
     assert len(seen) == 12
     assert max(seen) <= 0.0101
+
+
+def test_adamw_is_torchs_own() -> None:
+    def trained(make: Callable[[list[dict[str, object]]], torch.optim.Optimizer]) -> torch.Tensor:
+        torch.manual_seed(0)
+        module = torch.nn.Sequential(torch.nn.Linear(5, 7), torch.nn.ReLU(), torch.nn.Linear(7, 2))
+        optimizer = make(parameter_groups(module, 0.1, 0.1))
+        for step in range(4):
+            optimizer.zero_grad(set_to_none=True)
+            module(torch.full((3, 5), float(step))).square().sum().backward()
+            optimizer.step()
+            optimizer.load_state_dict(optimizer.state_dict())
+        return torch.cat([parameter.detach().flatten() for parameter in module.parameters()])
+
+    assert torch.equal(trained(adamw), trained(lambda groups: torch.optim.AdamW(groups, fused=True)))
+
+
+def test_training_does_not_import_torchs_compiler(tmp_path: Path) -> None:
+    script = f"""
+import sys
+from pathlib import Path
+from tests.training.conftest import Bench
+Bench(Path({str(tmp_path)!r})).start()
+assert "torch._dynamo" not in sys.modules, "several seconds at the start of every step"
+"""
+    subprocess.run([sys.executable, "-c", script], check=True, timeout=120)
+
+
+def test_step_seeds_differ() -> None:
+    seeds = {step_seed(seed, step) for seed in range(20) for step in range(20)}
+    assert len(seeds) == 400
+    assert all(0 <= seed < 2**63 for seed in seeds)
