@@ -78,7 +78,9 @@ def measure(project: ProjectConfig, seeds: list[int], settings: Settings) -> dic
         start = time.monotonic()
         encoder, info = load_encoder(make_encoder(own, dataset, settings))
         seconds.append(round(time.monotonic() - start, 1))
-        images = open_images(dataset, settings, size=info.preprocessing.size, channels=info.preprocessing.channels, progress=None)
+        images = open_images(
+            dataset, settings, size=info.preprocessing.size, channels=info.preprocessing.channels, progress=None
+        )
         project = with_shares(project, images)
         by_seed.append(judge(project, images, encoder, info, seed, runtime))
     config = project.evaluate
@@ -128,19 +130,33 @@ def with_shares(project: ProjectConfig, images: Images) -> ProjectConfig:
     """Adds the budgets that are named as shares of the training labels."""
     labelled = len(images.positions("train", labelled=True))
     more = {round(share * labelled) for share in SHARES.get(project.name, ())}
-    budgets = tuple(sorted({*project.evaluate.label_budgets, *more}))
+    budgets = tuple(sorted({*project.evaluate.budgets(len(images.classes)), *more}))
     return project.model_copy(update={"evaluate": project.evaluate.model_copy(update={"label_budgets": budgets})})
 
 
-def judge(project: ProjectConfig, images: Images, encoder: Any, info: EncoderInfo, seed: int, runtime: Runtime) -> list[Answers]:
+def judge(
+    project: ProjectConfig, images: Images, encoder: Any, info: EncoderInfo, seed: int, runtime: Runtime
+) -> list[Answers]:
     """One pretraining seed beside the baselines: the tables of right and wrong answers at each budget."""
     train, test = images.positions("train"), images.positions("test", labelled=True)
 
     def encode(network: Any) -> Encoded:
-        both = [embed(network.to(runtime.device), info.preprocessing, images.pixels, p, device=runtime.device, precision=runtime.precision) for p in (train, test)]
+        both = [
+            embed(
+                network.to(runtime.device),
+                info.preprocessing,
+                images.pixels,
+                p,
+                device=runtime.device,
+                precision=runtime.precision,
+            )
+            for p in (train, test)
+        ]
         return Encoded(*both)
 
-    random_init = [encode(build_encoder(info.config, info.preprocessing.channels, seed + i)) for i in range(RANDOM_ENCODERS)]
+    random_init = [
+        encode(build_encoder(info.config, info.preprocessing.channels, seed + i)) for i in range(RANDOM_ENCODERS)
+    ]
     task = Task(images.labels[train], images.labels[test], len(images.classes))
     budgets, _ = plan_budgets(task, project.evaluate, RANDOM_ENCODERS)
     pixels = Pixels.of(images.pixels[train], images.pixels[test])
@@ -172,9 +188,14 @@ def processor() -> str:
 
 def show(document: dict[str, Any]) -> None:
     """A line for each budget."""
-    print(f"{document['project']['name']}: {len(document['pretraining_seeds'])} pretraining seeds, {document['test_samples']} test samples")
+    print(
+        f"{document['project']['name']}: {len(document['pretraining_seeds'])} pretraining seeds, {document['test_samples']} test samples"
+    )
     for row in document["label_budgets"]:
-        cells = "   ".join(f"{method} {row[method]['mean']:.3f} [{row[method]['low']:.3f}, {row[method]['high']:.3f}]" for method in ("classical", "random_init", "pretrained"))
+        cells = "   ".join(
+            f"{method} {row[method]['mean']:.3f} [{row[method]['low']:.3f}, {row[method]['high']:.3f}]"
+            for method in ("classical", "random_init", "pretrained")
+        )
         print(f"  {row['labels']:>5} labels   {cells}")
 
 

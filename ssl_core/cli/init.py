@@ -233,22 +233,7 @@ def _evaluation(seen: Look) -> list[str]:
             "# No labels were found: a run ends with the registered encoder and its health report. Labels may come later: class",
             "# folders, or a labels.csv with the columns file,label beside the images.",
         ]
-    budgets = label_budgets(len(seen.labels), seen.labelled)
-    why = (
-        "labels in all, at least one a class; all labels are always added"
-        if budgets
-        else "too few labels for smaller budgets; all labels are always used"
-    )
-    return ["", "evaluate:", _line(f"  label_budgets: {_yaml(budgets)}", why)]
-
-
-def label_budgets(classes: int, labelled: int) -> list[int]:
-    """1, 2, 5 and 10 labels a class, as far as the training split's labels go.
-
-    Not all of them: the split is by hash, so the shares are only about those configured, and rare classes may miss out.
-    """
-    most = 0.7 * SplitConfig().train * labelled
-    return [classes * each for each in (1, 2, 5, 10) if classes * each <= most]
+    return []
 
 
 def _line(text: str, why: str) -> str:

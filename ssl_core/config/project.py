@@ -143,9 +143,10 @@ class PretrainConfig(Section):
 class EvaluateConfig(Section):
     """How "did pretraining help?" is answered."""
 
-    label_budgets: tuple[int, ...] = Field(
-        default=(10, 20, 50, 100),
-        description="Labels in all; each budget contains the smaller ones. All labels is always added",
+    label_budgets: tuple[int, ...] | Literal["auto"] = Field(
+        default="auto",
+        description="Labels in all, ascending; each budget contains the smaller ones, and all labels are always added. "
+        "auto: 1, 2, 5 and 10 labels a class",
     )
     draws: int = Field(default=20, ge=3, le=1000, description="Random draws of labels, the same for every method")
     probe: ProbeName = Field(
@@ -157,10 +158,16 @@ class EvaluateConfig(Section):
 
     @field_validator("label_budgets")
     @classmethod
-    def _ascending(cls, value: tuple[int, ...]) -> tuple[int, ...]:
-        if any(b < 2 for b in value) or list(value) != sorted(set(value)):
+    def _ascending(cls, value: tuple[int, ...] | str) -> tuple[int, ...] | str:
+        if not isinstance(value, str) and (any(b < 2 for b in value) or list(value) != sorted(set(value))):
             raise ValueError("must be ascending numbers of at least 2")
         return value
+
+    def budgets(self, classes: int) -> tuple[int, ...]:
+        """The label budgets for so many classes."""
+        if self.label_budgets == "auto":
+            return tuple(each * classes for each in (1, 2, 5, 10))
+        return self.label_budgets
 
 
 class PromotionConfig(Section):

@@ -61,7 +61,8 @@ def run(ctx: StepContext) -> StepOutput:
     samples = _Samples(images.positions("train"), images.positions("test", labelled=True))
     if len(samples.test) == 0:
         raise UserError(
-            "no labelled sample in split test: there is nothing to judge by", place="data.labels",
+            "no labelled sample in split test: there is nothing to judge by",
+            place="data.labels",
             next_step="label more samples (about one in five falls into split test), then run again",
         )
     folder = ctx.out / "evaluation"
@@ -94,7 +95,14 @@ def _compare(
     def encode(network: ResNet) -> Encoded:
         network.to(runtime.device)
         both = [
-            embed(network, info.preprocessing, images.pixels, positions, device=runtime.device, precision=runtime.precision)
+            embed(
+                network,
+                info.preprocessing,
+                images.pixels,
+                positions,
+                device=runtime.device,
+                precision=runtime.precision,
+            )
             for positions in (samples.train, samples.test)
         ]
         network.cpu()
@@ -106,7 +114,7 @@ def _compare(
     ]
     task = Task(images.labels[samples.train], images.labels[samples.test], len(images.classes))
     pixels = Pixels.of(images.pixels[samples.train], images.pixels[samples.test])
-    budgets = len(config.label_budgets) + 1
+    budgets = len(config.budgets(task.classes)) + 1
     with ctx.progress.bar("did pretraining help?", total=3 * budgets, unit="comparisons") as bar:
         rows, notes = did_it_help(task, pixels, random_init, pretrained, config, advance=bar.advance)
     for note in notes:
@@ -191,7 +199,10 @@ def flatten(embeddings: np.ndarray) -> tuple[np.ndarray, str]:
 
 def _conclude(ctx: StepContext, folder: Path, report: dict[str, Any]) -> StepOutput:
     """Tracks everything, and sums it up for people and for the step's record."""
-    metrics = {"accuracy": report["model"]["accuracy"], "accuracy_random_init_model": report["random_init_model"]["accuracy"]}
+    metrics = {
+        "accuracy": report["model"]["accuracy"],
+        "accuracy_random_init_model": report["random_init_model"]["accuracy"],
+    }
     metrics |= {name: report["model"][name] for name in ("balanced_accuracy", "macro_f1", "ece")}
     for row in report["label_budgets"]:
         metrics[f"accuracy_{row['labels']}"] = row["pretrained"]["mean"]
@@ -203,4 +214,3 @@ def _conclude(ctx: StepContext, folder: Path, report: dict[str, Any]) -> StepOut
     link = ctx.tracker.artifact(folder)
     links = {"Evaluation": link} if link else {}
     return StepOutput({"evaluation": Output("evaluation", "evaluation")}, metrics, links, markdown(report))
-

@@ -76,11 +76,14 @@ def plan_budgets(task: Task, config: EvaluateConfig, repeats: int) -> tuple[list
     """
     labelled = np.flatnonzero(task.train_labels >= 0)
     if len(labelled) == 0:
-        raise UserError("no labelled sample in split train", place="data.labels", next_step="label some samples and run again")
-    kept = [b for b in config.label_budgets if b < len(labelled)]
+        raise UserError(
+            "no labelled sample in split train", place="data.labels", next_step="label some samples and run again"
+        )
+    wanted = config.budgets(task.classes)
+    kept = [b for b in wanted if b < len(labelled)]
     notes = [
         f"a budget of {b} labels is left out: split train has {len(labelled)} labelled samples"
-        for b in config.label_budgets
+        for b in wanted
         if b >= len(labelled)
     ]
     budgets = []
@@ -97,8 +100,14 @@ def plan_budgets(task: Task, config: EvaluateConfig, repeats: int) -> tuple[list
 
 
 def answer(
-    task: Task, budgets: Sequence[Budget], pixels: Pixels, random_init: Sequence[Encoded], pretrained: Encoded,
-    *, seed: int = 0, advance: Callable[[], None] = lambda: None,
+    task: Task,
+    budgets: Sequence[Budget],
+    pixels: Pixels,
+    random_init: Sequence[Encoded],
+    pretrained: Encoded,
+    *,
+    seed: int = 0,
+    advance: Callable[[], None] = lambda: None,
 ) -> list[Answers]:
     """All methods at all budgets. ``advance`` is called after each of the ``3 * len(budgets)`` pieces of work."""
     answers = [Answers(budget) for budget in budgets]
@@ -132,7 +141,9 @@ class _Prober:
         train, test, classes = self._encoded.train, self._encoded.test, self._classes
         return {
             "knn": np.stack([knn_scores(train, labels, test, classes=classes).argmax(axis=1) for labels in draws]),
-            "linear": np.stack([linear_scores(train, labels, test, classes, seed=self._seed).argmax(axis=1) for labels in draws]),
+            "linear": np.stack(
+                [linear_scores(train, labels, test, classes, seed=self._seed).argmax(axis=1) for labels in draws]
+            ),
             "label-spreading": self._graph.scores(draws, test, classes).argmax(axis=-1),
         }
 
@@ -193,13 +204,20 @@ def summarise(answers: Sequence[Answers], config: EvaluateConfig) -> list[dict[s
 
 
 def did_it_help(
-    task: Task, pixels: Pixels, random_init: Sequence[Encoded], pretrained: Encoded, config: EvaluateConfig,
-    *, advance: Callable[[], None] = lambda: None,
+    task: Task,
+    pixels: Pixels,
+    random_init: Sequence[Encoded],
+    pretrained: Encoded,
+    config: EvaluateConfig,
+    *,
+    advance: Callable[[], None] = lambda: None,
 ) -> tuple[list[dict[str, Any]], list[str]]:
     """``(label_budgets, notes)``: the whole comparison. See the module for its rules, ``plan_budgets`` for what it raises."""
     budgets, notes = plan_budgets(task, config, len(random_init))
     if len(task.test_labels) < FEW_TEST_SAMPLES:
-        notes.append(f"WARNING: only {len(task.test_labels)} labelled test samples; the intervals are wide, so decide nothing by them")
+        notes.append(
+            f"WARNING: only {len(task.test_labels)} labelled test samples; the intervals are wide, so decide nothing by them"
+        )
     if budgets[-1].count > SVM_MOST_LABELS:
         notes.append(f"with all labels, the SVM learns from {SVM_MOST_LABELS:,} of them")
     answers = answer(task, budgets, pixels, random_init, pretrained, seed=config.seed, advance=advance)

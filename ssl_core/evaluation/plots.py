@@ -19,7 +19,18 @@ _METHODS = {
     "classical": ("#5F5F5F", ":", "^"),
 }
 # Paul Tol's muted palette; with more classes than colours, markers change as well.
-_CLASSES = ("#332288", "#88CCEE", "#44AA99", "#117733", "#999933", "#DDCC77", "#CC6677", "#882255", "#AA4499", "#777777")
+_CLASSES = (
+    "#332288",
+    "#88CCEE",
+    "#44AA99",
+    "#117733",
+    "#999933",
+    "#DDCC77",
+    "#CC6677",
+    "#882255",
+    "#AA4499",
+    "#777777",
+)
 _MARKERS = "osv^DPX*"
 _MOST_CELL_NUMBERS = 15
 _MOST_CLASS_NAMES = 40
@@ -87,10 +98,20 @@ def plot_confusion(path: Path, matrix: Sequence[Sequence[int]], classes: Sequenc
     axes.spines[:].set_visible(False)
     if n <= _MOST_CELL_NUMBERS:
         for i, j in zip(*np.nonzero(counts), strict=True):
-            axes.text(j, i, f"{counts[i, j]:,}", ha="center", va="center", fontsize=8, color="white" if share[i, j] > 0.5 else "#222222")
+            axes.text(
+                j,
+                i,
+                f"{counts[i, j]:,}",
+                ha="center",
+                va="center",
+                fontsize=8,
+                color="white" if share[i, j] > 0.5 else "#222222",
+            )
     if n <= _MOST_CLASS_NAMES:
         long = max(len(name) for name in classes) > 3
-        axes.set_xticks(range(n), [_short(name) for name in classes], rotation=45 if long else 0, ha="right" if long else "center")
+        axes.set_xticks(
+            range(n), [_short(name) for name in classes], rotation=45 if long else 0, ha="right" if long else "center"
+        )
         axes.set_yticks(range(n), [_short(name) for name in classes])
     axes.tick_params(length=0)
     axes.set_xlabel("predicted class")
@@ -126,11 +147,15 @@ def plot_embedding_map(
     axes.set_yticks([])
     axes.set_aspect("equal", adjustable="datalim")
     axes.spines[:].set_visible(False)
-    axes.set_title(f"{project}: {len(points):,} test images as the encoder sees them, without labels", loc="left", fontsize=11)
+    axes.set_title(
+        f"{project}: {len(points):,} test images as the encoder sees them, without labels", loc="left", fontsize=11
+    )
     axes.set_xlabel(f"{method} of the embeddings (no units; near means alike)")
     if wide:
         columns = 1 if len(present) <= 20 else 2
-        axes.legend(frameon=False, loc="center left", bbox_to_anchor=(1.0, 0.5), title="true class", ncols=columns, fontsize=9)
+        axes.legend(
+            frameon=False, loc="center left", bbox_to_anchor=(1.0, 0.5), title="true class", ncols=columns, fontsize=9
+        )
     _save(figure, path)
 
 

@@ -34,7 +34,9 @@ class Predictions:
     split: str = "test"
 
     def __post_init__(self) -> None:
-        if self.scores.shape != (len(self.sample_ids), len(self.classes)) or self.labels.shape != (len(self.sample_ids),):
+        if self.scores.shape != (len(self.sample_ids), len(self.classes)) or self.labels.shape != (
+            len(self.sample_ids),
+        ):
             raise ValueError("sample_ids, labels, scores and classes do not fit together")
         if list(self.sample_ids) != sorted(set(self.sample_ids)):
             raise ValueError("sample_ids must be sorted and differ")
@@ -61,8 +63,11 @@ def make_predictions(
     """Predictions in any order, put into the order of their ids."""
     order = np.argsort(np.asarray(sample_ids, dtype=object))
     return Predictions(
-        tuple(str(sample_ids[i]) for i in order), np.asarray(labels, np.int64)[order],
-        np.asarray(scores, np.float32)[order], tuple(classes), split,
+        tuple(str(sample_ids[i]) for i in order),
+        np.asarray(labels, np.int64)[order],
+        np.asarray(scores, np.float32)[order],
+        tuple(classes),
+        split,
     )
 
 

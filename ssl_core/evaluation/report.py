@@ -27,7 +27,9 @@ def read_evaluation(folder: Path) -> dict[str, Any]:
         return report
     except (OSError, KeyError, ValueError) as error:
         raise UserError(
-            f"not a readable evaluation ({error})", place=str(path), next_step="run the project again: ssl-core run PROJECT"
+            f"not a readable evaluation ({error})",
+            place=str(path),
+            next_step="run the project again: ssl-core run PROJECT",
         ) from None
 
 
@@ -38,7 +40,9 @@ def render(report: Mapping[str, Any]) -> Group:
     from rich.text import Text
 
     title = f"Accuracy in % on {report['test_set']['n']:,} test images, mean [95% interval]; probe: {report['probe']}"
-    table = Table(title=title, title_justify="left", title_style="bold", box=None, padding=(0, 2, 0, 0), header_style="underline")
+    table = Table(
+        title=title, title_justify="left", title_style="bold", box=None, padding=(0, 2, 0, 0), header_style="underline"
+    )
     for name in ("labels", "best classical", "random init", "pretrained", "gain"):
         table.add_column(name, no_wrap=True, justify="left" if name == "best classical" else "right")
     for row in report["label_budgets"]:
@@ -56,7 +60,12 @@ def render(report: Mapping[str, Any]) -> Group:
 
 def markdown(report: Mapping[str, Any]) -> str:
     """The step's summary: the verdict in a sentence, then the table."""
-    lines = [_model_line(report), "", "| labels | best classical | random init | pretrained | gain over the better |", "|---:|---|---|---|---|"]
+    lines = [
+        _model_line(report),
+        "",
+        "| labels | best classical | random init | pretrained | gain over the better |",
+        "|---:|---|---|---|---|",
+    ]
     for row in report["label_budgets"]:
         lines.append(
             f"| {_labels(row)} | {_percent(row['classical'])} {_baseline(row)} | {_percent(row['random_init'])} "
@@ -73,7 +82,11 @@ def as_json(
     report: Mapping[str, Any], *, version: str | None = None, dataset: str = "", links: Mapping[str, str] | None = None
 ) -> dict[str, Any]:
     """What ``ssl-core report --json`` prints."""
-    keep = {"classical": ("name", *_INTERVAL), "random_init": ("probe", *_INTERVAL), "pretrained": ("probe", *_INTERVAL)}
+    keep = {
+        "classical": ("name", *_INTERVAL),
+        "random_init": ("probe", *_INTERVAL),
+        "pretrained": ("probe", *_INTERVAL),
+    }
     return {
         "project": report["project"],
         "version": version,

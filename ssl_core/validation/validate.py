@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from ssl_core.config.project import ProjectConfig
 from ssl_core.contracts import DatasetRef
-from ssl_core.errors import CheckFailed, TryAgain
+from ssl_core.errors import CheckFailed, TryAgain, UserError
 from ssl_core.step import Output, StepContext, StepOutput
 from ssl_core.validation.report import CheckResult, ValidationReport, plural, printable
 
@@ -67,7 +67,24 @@ def run(ctx: StepContext) -> StepOutput:
             next_step=f"read the report: {link or there}; mend the data or the keys under validation; nothing was published",
             output=output,
         )  # fmt: skip
+    require_budgets_that_fit(ctx.project, candidate.classes)
     return output
+
+
+def require_budgets_that_fit(project: ProjectConfig, classes: int) -> None:
+    """Hours of pretraining must not end in a label budget that cannot hold one label of each class.
+
+    Raises ``UserError`` naming the key. Data without labels, or of one class, are never budgeted.
+    """
+    smallest = {"evaluate.label_budgets": min(project.evaluate.budgets(classes), default=classes)}
+    if project.task.labels != "all":
+        smallest["task.labels"] = project.task.labels
+    for place, labels in smallest.items():
+        if labels < classes:
+            raise UserError(
+                f"{labels} labels cannot hold one of each of {classes} classes", place=place,
+                next_step=f"set it to {classes} or more" + (", or auto" if place.startswith("evaluate") else ", or all"),
+            )  # fmt: skip
 
 
 def summary(report: ValidationReport, candidate: DatasetRef) -> str:

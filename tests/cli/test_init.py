@@ -10,7 +10,7 @@ import yaml
 from click.testing import CliRunner
 from PIL import Image
 
-from ssl_core.cli.init import init, label_budgets, look, write_project
+from ssl_core.cli.init import init, look, write_project
 from ssl_core.config.load import load_project
 from ssl_core.errors import UserError
 
@@ -34,7 +34,6 @@ def test_class_folders(tmp_path: Path) -> None:
     assert project.data.classes == ("ash", "elm", "oak")
     assert (project.data.image_size, project.data.channels) == (40, 3)
     assert project.validation.min_rows == 30
-    assert project.evaluate.label_budgets == (3, 6, 15)
     assert project.objective.augment.flip is False
     assert project.pretrain.batch_size == 8
     text = path.read_text()
@@ -67,7 +66,6 @@ def test_the_bundled_digits(tmp_path: Path) -> None:
     project = load_project(write_project("numbers", "sample://digits", tmp_path))
     assert project.data.source == "sample://digits"
     assert (project.data.image_size, project.data.channels) == (8, 1)
-    assert project.evaluate.label_budgets == (10, 20, 50, 100)
     assert project.pretrain.batch_size == 256
     assert len(project.data.classes or ()) == 10
 
@@ -141,13 +139,6 @@ def test_at_most_a_few_hundred_images_are_decoded(tmp_path: Path, monkeypatch: p
         (tmp_path / "many" / f"{i:04d}.png").write_bytes(png)
     seen = look("many", str(tmp_path / "many"))
     assert (seen.files, seen.looked_at) == (1000, 300)
-
-
-def test_label_budgets_fit_classes_and_labels() -> None:
-    assert label_budgets(10, 1797) == [10, 20, 50, 100]
-    assert label_budgets(10, 50) == [10, 20]
-    assert label_budgets(10, 12) == []
-    assert label_budgets(2, 10_000) == [2, 4, 10, 20]
 
 
 def test_the_command_says_what_it_saw_and_what_is_next(tmp_path: Path) -> None:

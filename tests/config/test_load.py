@@ -24,7 +24,8 @@ def test_a_minimal_file_gets_all_defaults(tmp_path):
     project = load_project(write(tmp_path, GOOD))
     assert project.name == "digits"
     assert project.objective.name == "simclr"
-    assert project.evaluate.label_budgets == (10, 20, 50, 100)
+    assert project.evaluate.label_budgets == "auto"
+    assert project.evaluate.budgets(10) == (10, 20, 50, 100)
 
 
 def test_an_unknown_key_names_file_line_key_and_the_near_miss(tmp_path):

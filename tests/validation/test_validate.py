@@ -19,7 +19,7 @@ from ssl_core.contracts import RESULT_BYTES_LIMIT, SUMMARY_BYTES_LIMIT, DatasetR
 from ssl_core.data import reader
 from ssl_core.data.dataset import DatasetInfo, ImageSummary, SplitCounts, write_dataset
 from ssl_core.data.splits import SIDES
-from ssl_core.errors import CheckFailed, TryAgain
+from ssl_core.errors import CheckFailed, TryAgain, UserError
 from ssl_core.step import NoTracker, Output, StepContext, StepOutput
 from ssl_core.validation import validate
 from ssl_core.validation.report import printable
@@ -223,3 +223,12 @@ def test_looking_at_the_step_does_not_import_great_expectations() -> None:
     code = f"import sys, ssl_core.validation.validate; print([m for m in {heavy} if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_a_label_budget_below_the_classes_is_refused_before_anything_is_trained(make_project):
+    validate.require_budgets_that_fit(make_project(), classes=200)
+    validate.require_budgets_that_fit(make_project(evaluate={"label_budgets": [5, 10]}), classes=0)
+    with pytest.raises(UserError, match=r"evaluate.label_budgets: 5 labels cannot hold one of each of 10 classes"):
+        validate.require_budgets_that_fit(make_project(evaluate={"label_budgets": [5, 20]}), classes=10)
+    with pytest.raises(UserError, match=r"task.labels: 7 labels"):
+        validate.require_budgets_that_fit(make_project(task={"labels": 7}), classes=10)
