@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import typing
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Set
 from pathlib import Path
 from typing import Any
 
@@ -55,7 +55,8 @@ def load_project(path: Path, overrides: Mapping[str, Any] | None = None) -> Proj
         value = section.get(key)
         if isinstance(value, str) and value and "://" not in value:
             section[key] = str((path.absolute().parent / Path(value).expanduser()).resolve())
-    return _validate(data, str(path), lines)
+    set_here = {tuple(key.split(".")) for key in overrides or {}}
+    return _validate(data, str(path), lines, set_here)
 
 
 def parse_project(data: Mapping[str, Any], place: str = "SSL_STEP_SPEC") -> ProjectConfig:
@@ -151,18 +152,30 @@ def _locate(node: yaml.Node | None, at: Location, lines: dict[Location, int], pl
             _locate(item, (*at, index), lines, place, count)
 
 
-def _validate(data: dict[str, Any], place: str, lines: Mapping[Location, int]) -> ProjectConfig:
+def _validate(
+    data: dict[str, Any], place: str, lines: Mapping[Location, int], set_here: Set[Location] = frozenset()
+) -> ProjectConfig:
+    """``set_here``: the keys that ``--set`` gave; an error there must not send the reader to the file."""
     try:
         return ProjectConfig.model_validate(data)
     except ValidationError as error:
-        problems = [_describe(detail, place, lines) for detail in error.errors()]
-    raise UserError("\n".join(problems), next_step="mend the file and check it with: ssl-core lint " + place)
+        details = error.errors()
+    given = [any(_without_tags(detail["loc"])[: len(key)] == key for key in set_here) for detail in details]
+    problems = [
+        _describe(detail, "--set" if by_option else place, {} if by_option else lines)
+        for detail, by_option in zip(details, given, strict=True)
+    ]
+    next_step = "correct the --set option" if all(given) else "mend the file and check it with: ssl-core lint " + place
+    raise UserError("\n".join(problems), next_step=next_step)
+
+
+def _without_tags(loc: Location) -> Location:
+    """pydantic adds validators and union tags to a location; a user's file has no such key."""
+    return tuple(part for part in loc if not (isinstance(part, str) and part.startswith(("function-", "tagged-"))))
 
 
 def _describe(detail: ErrorDetails, place: str, lines: Mapping[Location, int]) -> str:
-    loc: Location = tuple(
-        part for part in detail["loc"] if not (isinstance(part, str) and part.startswith(("function-", "tagged-")))
-    )
+    loc = _without_tags(detail["loc"])
     kind, message = detail["type"], detail["msg"]
     at = loc
     while at and at not in lines:

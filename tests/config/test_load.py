@@ -93,6 +93,19 @@ def test_overrides_are_checked_like_the_file(tmp_path):
         parse_overrides(["pretrain.epochs"])
 
 
+def test_an_error_in_an_override_points_at_the_option_not_at_the_file(tmp_path):
+    path = write(tmp_path, GOOD)
+    with pytest.raises(UserError) as caught:
+        load_project(path, parse_overrides(["pretrain.epochs=many"]))
+    assert str(caught.value).startswith("--set: pretrain.epochs:")
+    assert str(path) not in str(caught.value)
+    broken = write(tmp_path, GOOD + "colour: red\n")
+    with pytest.raises(UserError) as caught:
+        load_project(broken, parse_overrides(["pretrain.epochs=many"]))
+    assert "--set: pretrain.epochs:" in str(caught.value)
+    assert f"{broken}:" in str(caught.value)
+
+
 def test_a_project_is_found_by_name_or_path(tmp_path):
     path = write(tmp_path, GOOD, "digits.yaml")
     assert find_project("digits", tmp_path) == path
