@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
 import sys
+import threading
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib import import_module
+from types import FrameType
 from typing import Any
 
 import click
 
 from ssl_core import __version__
-from ssl_core.errors import StepError
+from ssl_core.errors import StepError, TryAgain
 
 # A command's module is imported when the command is called: `ssl-core --help` loads none of them.
 _COMMANDS = {
@@ -47,7 +52,8 @@ class Commands(click.Group):
 
     def invoke(self, ctx: click.Context) -> Any:
         try:
-            return super().invoke(ctx)
+            with _sigterm_as_try_again():
+                return super().invoke(ctx)
         except StepError as error:
             click.secho(f"{_KINDS.get(error.exit_code, 'failed')}: {error}", fg="red", err=True)
             sys.exit(error.exit_code)
@@ -58,6 +64,23 @@ class Commands(click.Group):
             # The reader of a pipe (head, less) left: not an error, and nothing more may be written at exit.
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             sys.exit(0)
+
+
+@contextmanager
+def _sigterm_as_try_again() -> Iterator[None]:
+    """A runner's SIGTERM means exit code 75 before the first step and between two as well; a step sets its own."""
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        raise TryAgain("stopped by SIGTERM", next_step="run the same command again; it goes on from what is done")
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    previous = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, previous)
 
 
 _KINDS = {2: "error", 3: "check failed", 75: "try again"}

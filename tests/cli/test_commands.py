@@ -1,9 +1,12 @@
 import json
 import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
+import click
 import pytest
 from click.testing import CliRunner
 
@@ -37,6 +40,21 @@ def test_help_is_light_and_lists_every_command():
         "sys.exit(str(bad) if bad else 0)"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_sigterm_outside_of_a_step_is_try_again_and_the_handler_goes_back(monkeypatch):
+    @click.command()
+    def told_to_stop():
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(5)  # the handler runs before this is over
+        raise AssertionError("went on after SIGTERM")
+
+    before = signal.getsignal(signal.SIGTERM)
+    monkeypatch.setattr(main, "get_command", lambda ctx, name: told_to_stop)
+    result = CliRunner().invoke(main, ["told"])
+    assert result.exit_code == 75
+    assert "try again: stopped by SIGTERM" in result.output
+    assert signal.getsignal(signal.SIGTERM) is before
 
 
 def test_every_command_can_be_loaded():
