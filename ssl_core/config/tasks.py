@@ -22,7 +22,7 @@ class ImageClassificationConfig(Section):
     spread_labels: bool = Field(
         default=True,
         description="Spread the labels over the unlabeled training images' embeddings first, and train on those too, "
-        "weighted by how certain they are",
+        "weighted by how certain they are. The model's probabilities are then calibrated on them",
     )
     epochs: int = Field(default=30, ge=1, le=10_000, description="Passes over the training images")
     batch_size: int = Field(default=128, ge=2, le=65_536, description="Images a step, over all devices")
@@ -32,7 +32,10 @@ class ImageClassificationConfig(Section):
     )
     weight_decay: float = Field(default=1e-4, ge=0, le=1, description="AdamW's weight decay")
     label_smoothing: float = Field(
-        default=0.05, ge=0, lt=1, description="Share of the target given to the other classes"
+        default=0.0,
+        ge=0,
+        lt=1,
+        description="Share of a label given to the other classes; makes the model less sure. Spread labels are soft anyway",
     )
     seed: int = Field(default=0, ge=0, description="Seed of the label draw, the head and the batches")
 

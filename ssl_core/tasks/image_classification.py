@@ -26,7 +26,7 @@ from ssl_core.models.classifier import ImageClassifier, build_classifier
 from ssl_core.models.embed import embed
 from ssl_core.models.encoder import EncoderInfo
 from ssl_core.models.optim import adamw, parameter_groups, set_rates, step_seed, warmup_cosine
-from ssl_core.models.probes import spread_labels
+from ssl_core.models.probes import SpreadGraph
 from ssl_core.models.resnet import ResNet
 from ssl_core.step import NoProgress, NoTracker, Progress, Tracker
 
@@ -34,6 +34,12 @@ MIN_STEPS = 100
 """Ten labels make an epoch of one step; so few steps would teach the head nothing."""
 CHECKPOINT_SECONDS = 30.0
 """What a killed process loses, at most; 0 stores every step."""
+SHARPNESSES = tuple(2 ** (quarter / 4) for quarter in range(17))
+"""From as they are (1) to nearly one-hot (16)."""
+SHARPNESS_FOLDS = 10
+DEFAULT_SHARPNESS = 2.0
+"""Where a class has one label and nothing can be cross-validated."""
+TEMPERATURE_IMAGES = 5_000
 WARMUP = 0.1
 GRADIENT_NORM_LIMIT = 1.0
 MILD = ImageAugmentConfig(
@@ -69,6 +75,8 @@ class Targets:
     """float32 ``(N, K)``."""
     weights: np.ndarray
     """float32 ``(N,)``: 1 for a label, the certainty for a spread one."""
+    labels: int
+    """How many of them, the first ones, are labels."""
 
 
 def train_classifier(
@@ -113,7 +121,7 @@ def train_classifier(
         everything = np.concatenate([labelled_positions, unlabeled_positions]) if spread else labelled_positions
         features = embed(encoder, info.preprocessing, images.pixels, everything, device=device, precision=precision)
         if spread:
-            targets = spread_targets(features, targets, unlabeled_positions)
+            targets = spread_targets(features, targets, unlabeled_positions, config.seed)
     model = build_classifier(encoder, info, classes).to(device)
     follow = _Follower(stop or threading.Event(), progress or NoProgress(), tracker or NoTracker(), checkpoints)
     with torch.random.fork_rng():
@@ -122,6 +130,8 @@ def train_classifier(
             _train_head(model, features, targets, config, replace(follow, checkpoints=None))
         else:
             _train_all(model, images.pixels, targets, config, precision, follow)
+    if spread:
+        temper(model, images.pixels, targets)
     return model.cpu().eval()
 
 
@@ -129,31 +139,88 @@ def hard_targets(positions: np.ndarray, labels: np.ndarray, classes: int) -> Tar
     """Labels ``(N,)`` as certain targets."""
     probabilities = np.zeros((len(labels), classes), dtype=np.float32)
     probabilities[np.arange(len(labels)), labels] = 1
-    return Targets(positions, probabilities, np.ones(len(labels), dtype=np.float32))
+    return Targets(positions, probabilities, np.ones(len(labels), dtype=np.float32), len(labels))
 
 
-def spread_targets(features: np.ndarray, labelled: Targets, unlabeled: np.ndarray) -> Targets:
+def spread_targets(features: np.ndarray, labelled: Targets, unlabeled: np.ndarray, seed: int = 0) -> Targets:
     """Adds soft targets for ``unlabeled`` by label spreading (Zhou et al. 2004) over features ``(N, D)``, labelled first.
 
     An unlabeled image counts ``1 - H(p) / ln K``: 1 where its neighbours agree, 0 where every class is as likely.
+
+    The spread mass of a class reaches everywhere, so its shares are far less sure than they are right: they are
+    sharpened, ``p^s / sum p^s``, by the s with which the shares of left-out labels are most likely.
     """
     count, classes = labelled.probabilities.shape
     known = np.full(count + len(unlabeled), -1, dtype=np.int64)
     known[:count] = labelled.probabilities.argmax(axis=1)
-    soft = np.asarray(spread_labels(features, known, classes), dtype=np.float64)[count:]
+    graph = SpreadGraph(features)
+    soft = _sharpen(graph.spread(known, classes)[count:], choose_sharpness(graph, known, classes, seed))
     entropy = -(soft * np.log(np.maximum(soft, 1e-12))).sum(axis=1)
     certainty = np.clip(1 - entropy / math.log(classes), 0, 1)
     return Targets(
         np.concatenate([labelled.positions, unlabeled]),
         np.concatenate([labelled.probabilities, soft]).astype(np.float32),
         np.concatenate([labelled.weights, certainty]).astype(np.float32),
+        count,
     )
 
 
-def soft_cross_entropy(logits_NK: Tensor, targets_NK: Tensor, weights_N: Tensor, smoothing: float = 0.0) -> Tensor:
-    """``-sum_n w_n sum_k t_nk log p_nk / sum_n w_n``, t smoothed towards ``1 / K`` by ``smoothing``. A scalar."""
-    smoothed = targets_NK * (1 - smoothing) + smoothing / targets_NK.shape[1]
-    losses = -(smoothed * F.log_softmax(logits_NK.float(), dim=1)).sum(dim=1)
+def choose_sharpness(graph: SpreadGraph, known: np.ndarray, classes: int, seed: int) -> float:
+    """Of ``SHARPNESSES``, the one with the lowest log loss in stratified cross-validation inside the labels ``known >= 0``."""
+    from sklearn.model_selection import StratifiedKFold
+
+    rows = np.flatnonzero(known >= 0)
+    labels = known[rows]
+    folds = min(SHARPNESS_FOLDS, int(np.unique(labels, return_counts=True)[1].min()))
+    if folds < 2:
+        return DEFAULT_SHARPNESS
+    losses = np.zeros(len(SHARPNESSES))
+    for _, out in StratifiedKFold(folds, shuffle=True, random_state=seed).split(labels, labels):
+        inside = known.copy()
+        inside[rows[out]] = -1
+        shares = graph.spread(inside, classes)[rows[out]]
+        for i, sharpness in enumerate(SHARPNESSES):
+            right = _sharpen(shares, sharpness)[np.arange(len(out)), labels[out]]
+            losses[i] -= np.log(np.maximum(right, 1e-12)).sum()
+    return SHARPNESSES[int(losses.argmin())]
+
+
+def _sharpen(shares: np.ndarray, sharpness: float) -> np.ndarray:
+    """``p^s`` scaled to sum to one, float64 ``(N, K)``."""
+    powers = np.maximum(shares.astype(np.float64), 1e-12) ** sharpness
+    return np.asarray(powers / powers.sum(axis=1, keepdims=True))
+
+
+def temper(model: ImageClassifier, pixels: np.ndarray, targets: Targets) -> float:
+    """Scales the head's weights by ``1 / T`` (temperature scaling, Guo et al. 2017, https://arxiv.org/abs/1706.04599).
+
+    T has the lowest cross-entropy between the soft targets of the unlabeled images and the model's probabilities for
+    them. In a short training the head stays less sure than its targets; which class is the likeliest does not change.
+    Departure from the paper: no held-out labels, since all of the budget is trained on; the targets are calibrated
+    inside it. Returns T.
+    """
+    from scipy.optimize import minimize_scalar
+
+    rows = np.arange(targets.labels, len(targets.positions))
+    rows = rows[:: -(-len(rows) // TEMPERATURE_IMAGES)]
+    wanted = targets.probabilities[rows]
+    log_p = np.log(np.maximum(model.predict_proba(pixels[targets.positions[rows]]).astype(np.float64), 1e-30))
+
+    def loss(log_t: float) -> float:
+        scaled = log_p / math.exp(log_t)
+        scaled -= scaled.max(axis=1, keepdims=True)
+        return float((np.log(np.exp(scaled).sum(axis=1)) - (wanted * scaled).sum(axis=1)).mean())
+
+    temperature = math.exp(minimize_scalar(loss, bounds=(math.log(0.05), math.log(20)), method="bounded").x)
+    with torch.no_grad():
+        for parameter in model.head.parameters():
+            parameter.div_(temperature)
+    return temperature
+
+
+def soft_cross_entropy(logits_NK: Tensor, targets_NK: Tensor, weights_N: Tensor) -> Tensor:
+    """``-sum_n w_n sum_k t_nk log p_nk / sum_n w_n``. A scalar."""
+    losses = -(targets_NK * F.log_softmax(logits_NK.float(), dim=1)).sum(dim=1)
     return (losses * weights_N).sum() / weights_N.sum().clamp_min(1e-12)
 
 
@@ -202,7 +269,7 @@ def _train_all(
         views = model.info.preprocessing.normalise(augment(batch, config.seed, step, 0))
         with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bfloat16"):
             logits = model(views)
-        return soft_cross_entropy(logits, *_on(device, targets, rows), config.label_smoothing)
+        return soft_cross_entropy(logits, *_on(device, targets, rows, config.label_smoothing))
 
     model.train()
     _descend(loss, model, optimizer, targets, config, follow)
@@ -219,7 +286,7 @@ def _train_head(
 
     def loss(rows: np.ndarray, step: int) -> Tensor:
         logits = model.head(standard[torch.from_numpy(rows).to(device)])
-        return soft_cross_entropy(logits, *_on(device, targets, rows), config.label_smoothing)
+        return soft_cross_entropy(logits, *_on(device, targets, rows, config.label_smoothing))
 
     _descend(loss, model.head, optimizer, targets, config, follow)
     with torch.no_grad():
@@ -230,8 +297,12 @@ def _train_head(
         bias.sub_(weight @ torch.from_numpy(mean).to(device))
 
 
-def _on(device: torch.device, targets: Targets, rows: np.ndarray) -> tuple[Tensor, Tensor]:
-    return torch.from_numpy(targets.probabilities[rows]).to(device), torch.from_numpy(targets.weights[rows]).to(device)
+def _on(device: torch.device, targets: Targets, rows: np.ndarray, smoothing: float) -> tuple[Tensor, Tensor]:
+    """Probabilities and weights of ``rows``; labels are smoothed towards ``1 / K``, spread ones are soft as they are."""
+    probabilities = targets.probabilities[rows]
+    share = np.where(rows < targets.labels, smoothing, 0).astype(np.float32)[:, None]
+    probabilities = probabilities * (1 - share) + share / probabilities.shape[1]
+    return torch.from_numpy(probabilities).to(device), torch.from_numpy(targets.weights[rows]).to(device)
 
 
 @dataclass(frozen=True)

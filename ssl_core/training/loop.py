@@ -37,7 +37,7 @@ _LONGEST_SILENCE = 20
 
 
 def setup(runtime: Runtime) -> Accelerator:
-    """An ``Accelerator`` for ``runtime``; it places, casts and prepares, and seeds or logs nothing."""
+    """An ``Accelerator`` for ``runtime``; it places, casts and scales, and seeds or logs nothing."""
     # Accelerate keeps its state per process; a second run in this process may want another device or precision.
     AcceleratorState._reset_state(reset_partial_state=True)
     accelerator = Accelerator(cpu=runtime.device == "cpu", mixed_precision="bf16" if runtime.precision == "bfloat16" else "no")
@@ -83,7 +83,8 @@ def fit(
     warmup = round(config.warmup * total)
     gauges = gauge_steps(total)
     look_every = max(1, min(_LONGEST_SILENCE, total // _CURVE_POINTS))
-    model, prepared = accelerator.prepare(objective, optimizer)
+    # The model itself needs no preparing in one process; it would cost seconds of imports (torch.distributed.tensor).
+    prepared = accelerator.prepare_optimizer(optimizer)
     window = Window(pace, tracker)
 
     def save(done: int) -> None:
@@ -96,7 +97,7 @@ def fit(
         try:
             for step in range(start, total):
                 set_rates(optimizer, warmup_cosine(step, total, warmup))
-                window.add(*train_step(step, model, prepared, batches, accelerator, config.seed))
+                window.add(*train_step(step, objective, prepared, batches, accelerator, config.seed))
                 done = step + 1
                 epoch_ends = done % batches.per_epoch == 0
                 due = epoch_ends if config.checkpoint_seconds == 0 else time.monotonic() - saved_at >= config.checkpoint_seconds
@@ -118,8 +119,6 @@ def fit(
                     raise TryAgain(f"stopped; run again to go on from step {done} of {total}")
         finally:
             batches.close()
-            if runtime.precision != "float32":  # else nothing was wrapped, and asking would import torch's compiler
-                accelerator.unwrap_model(model, keep_fp32_wrapper=False)  # gives the objective its own forward back
     return pace
 
 
@@ -135,9 +134,10 @@ def train_step(
     waited = time.perf_counter() - clock
     torch.manual_seed(step_seed(seed, step))  # for objectives that draw; augmentation has its own
     positions = torch.arange(len(batch), device=batch.device)
-    loss, metrics = model(batch, seed=seed, step=step, positions=positions)
+    with accelerator.autocast():
+        loss, metrics = model(batch, seed=seed, step=step, positions=positions)
     accelerator.backward(loss)
-    norm = accelerator.clip_grad_norm_(model.parameters(), GRADIENT_NORM_LIMIT)
+    norm = nn.utils.clip_grad_norm_(model.parameters(), GRADIENT_NORM_LIMIT)
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)
     return loss.detach(), norm, metrics, len(batch), waited

@@ -16,6 +16,7 @@ from ssl_core.config.tasks import ImageClassificationConfig
 from ssl_core.errors import CheckFailed, TryAgain
 from ssl_core.models.classifier import ImageClassifier
 from ssl_core.models.encoder import EncoderInfo, build_encoder, measure_preprocessing
+from ssl_core.models.probes import SpreadGraph
 from ssl_core.tasks import image_classification as task
 from ssl_core.tasks.image_classification import (
     balanced_rows,
@@ -111,20 +112,82 @@ def test_spread_labels_take_part_only_if_asked() -> None:
     assert same(alone, again)
 
 
+def circles(count: int = 200, noise: float = 0.25, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    """Features ``(N, 8)`` of four classes that overlap a little, and their labels."""
+    rng = np.random.default_rng(seed)
+    labels = np.arange(count) % 4
+    return (np.eye(8)[labels] + noise * rng.standard_normal((count, 8))).astype(np.float32), labels
+
+
+class FixedShares:
+    """Label spreading that has made up its mind; remembers what it was shown."""
+
+    def __init__(self, shares: np.ndarray) -> None:
+        self.shares, self.seen = shares, []  # type: tuple[np.ndarray, list[list[int]]]
+
+    def spread(self, labels: np.ndarray, classes: int) -> np.ndarray:
+        self.seen.append(labels.tolist())
+        return self.shares
+
+
 def test_spread_targets_weigh_by_certainty(monkeypatch: pytest.MonkeyPatch) -> None:
-    soft = np.array([[1, 0], [0, 1], [1, 0], [0.5, 0.5], [0.9, 0.1]], dtype=np.float32)
-    seen = {}
-
-    def spread(features: np.ndarray, labels: np.ndarray, classes: int) -> np.ndarray:
-        seen["labels"] = labels.tolist()
-        return soft
-
-    monkeypatch.setattr(task, "spread_labels", spread)
+    graph = FixedShares(np.array([[1, 0], [0, 1], [1, 0], [0.5, 0.5], [0.75, 0.25]], dtype=np.float32))
+    monkeypatch.setattr(task, "SpreadGraph", lambda features: graph)
     targets = spread_targets(np.zeros((5, 3)), hard_targets(np.array([7, 9]), np.array([0, 1]), 2), np.array([1, 2, 3]))
-    assert seen["labels"] == [0, 1, -1, -1, -1]
+    assert graph.seen == [[0, 1, -1, -1, -1]], "one label a class: nothing to cross-validate"
     assert targets.positions.tolist() == [7, 9, 1, 2, 3]
+    assert targets.labels == 2
+    assert targets.probabilities[4] == pytest.approx([0.9, 0.1], abs=1e-6), "shares to the power of two"
     entropy = -(0.9 * math.log(0.9) + 0.1 * math.log(0.1))
     assert targets.weights.tolist() == pytest.approx([1, 1, 1, 0, 1 - entropy / math.log(2)], abs=1e-6)
+
+
+def test_sharpness_makes_spread_labels_as_sure_as_they_are_right() -> None:
+    features, labels = circles(400)
+    known = np.where(np.arange(400) < 80, labels, -1)
+    graph = SpreadGraph(features)
+    hidden = np.arange(80, 400)
+    raw = graph.spread(known, 4)[hidden]
+    targets = spread_targets(features, hard_targets(np.arange(80), labels[:80], 4), hidden)
+    sharp = targets.probabilities[80:]
+    right = (raw.argmax(axis=1) == labels[hidden]).mean()
+    assert (sharp.argmax(axis=1) == raw.argmax(axis=1)).all()
+    assert right - raw.max(axis=1).mean() > 0.1
+    assert abs(right - sharp.max(axis=1).mean()) < 0.05
+
+
+def test_sharpness_reads_the_budget_alone() -> None:
+    graph = FixedShares(np.full((40, 4), 0.25, dtype=np.float32))
+    known = np.where(np.arange(40) < 20, np.arange(40) % 4, -1)
+    task.choose_sharpness(graph, known, 4, 0)
+    assert len(graph.seen) == 5, "five labels a class, five folds"
+    left_out = [np.flatnonzero(np.array(seen) != known) for seen in graph.seen]
+    assert sorted(np.concatenate(left_out).tolist()) == list(range(20))
+    assert all((np.array(seen)[rows] == -1).all() for seen, rows in zip(graph.seen, left_out, strict=True))
+
+
+def test_tempering_finds_the_temperature_that_was_planted() -> None:
+    images = random_images(64)
+    model = train(images, spread_labels=False, epochs=20, learning_rate=2e-2)
+    model.head.weight.data.mul_(0.2)  # type: ignore[union-attr, operator]
+    model.head.bias.data.mul_(0.2)  # type: ignore[union-attr, operator]
+    unsure = model.predict_proba(images.pixels)
+    wanted = unsure.astype(np.float64) ** 3
+    wanted /= wanted.sum(axis=1, keepdims=True)
+    targets = task.Targets(np.arange(64), wanted.astype(np.float32), np.ones(64, dtype=np.float32), 0)
+    assert task.temper(model, images.pixels, targets) == pytest.approx(1 / 3, rel=1e-2)
+    assert model.predict_proba(images.pixels) == pytest.approx(wanted, abs=1e-2)
+
+
+def test_tempering_leaves_the_labels_out() -> None:
+    images = random_images(32)
+    one, two = (train(images, spread_labels=False, epochs=4) for _ in range(2))
+    soft = np.random.default_rng(0).dirichlet(np.ones(4), 32).astype(np.float32)
+    other = soft.copy()
+    other[:8] = np.eye(4)[0]
+    weights = np.ones(32, dtype=np.float32)
+    first, second = (task.Targets(np.arange(32), part, weights, 8) for part in (soft, other))
+    assert task.temper(one, images.pixels, first) == task.temper(two, images.pixels, second)
 
 
 def test_loss_closed_forms() -> None:
@@ -132,8 +195,11 @@ def test_loss_closed_forms() -> None:
     one_hot = torch.eye(4)[:3]
     assert float(soft_cross_entropy(uniform, one_hot, weights)) == pytest.approx(math.log(4))
     logits = torch.randn(3, 4, generator=torch.Generator().manual_seed(0))
-    reference = torch.nn.functional.cross_entropy(logits, torch.arange(3), label_smoothing=0.1)
-    assert float(soft_cross_entropy(logits, one_hot, weights, 0.1)) == pytest.approx(float(reference), rel=1e-6)
+    targets = task.Targets(np.arange(3), one_hot.numpy(), np.ones(3, dtype=np.float32), 2)
+    smoothed, _ = task._on(torch.device("cpu"), targets, np.arange(3), 0.1)
+    reference = torch.nn.functional.cross_entropy(logits[:2], torch.arange(2), label_smoothing=0.1)
+    assert float(soft_cross_entropy(logits[:2], smoothed[:2], weights[:2])) == pytest.approx(float(reference), rel=1e-6)
+    assert torch.equal(smoothed[2], one_hot[2]), "a spread label is soft as it is"
     # A weight of two counts as the same sample twice, a weight of zero as none.
     twice = soft_cross_entropy(logits[[0, 0, 1]], one_hot[[0, 0, 1]], weights)
     assert float(soft_cross_entropy(logits, one_hot, torch.tensor([2.0, 1.0, 0.0]))) == pytest.approx(float(twice), rel=1e-6)

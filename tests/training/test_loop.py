@@ -202,14 +202,13 @@ def test_leaves_logging_and_random_state_alone(bench: Bench) -> None:
     assert (logging.root.level, logging.root.handlers) == (level, handlers)
 
 
-def test_gives_the_objective_its_forward_back(bench: Bench) -> None:
+def test_the_objective_stays_in_float32_outside_of_the_loop(bench: Bench) -> None:
     bench.config["precision"] = "bfloat16"
     bench.start()
     pixels = torch.from_numpy(bench.pixels[:8])
     with torch.no_grad():
         features = bench.objective.encoder(bench.objective.preprocessing.apply(pixels))
     assert features.dtype == torch.float32
-    assert "_original_forward" not in vars(bench.objective)
 
 
 def test_curves_and_gauges_reach_the_tracker(bench: Bench) -> None:
@@ -284,13 +283,14 @@ def test_adamw_is_torchs_own() -> None:
     assert torch.equal(trained(adamw), trained(lambda groups: torch.optim.AdamW(groups, fused=True)))
 
 
-def test_training_does_not_import_torchs_compiler(tmp_path: Path) -> None:
+def test_training_imports_nothing_slow_that_it_does_not_need(tmp_path: Path) -> None:
     script = f"""
 import sys
 from pathlib import Path
 from tests.training.conftest import Bench
 Bench(Path({str(tmp_path)!r})).start()
-assert "torch._dynamo" not in sys.modules, "several seconds at the start of every step"
+slow = {{"torch._dynamo", "torch.distributed.tensor", "sympy", "sklearn"}} & sys.modules.keys()
+assert not slow, f"seconds at the start of every step: {{slow}}"
 """
     subprocess.run([sys.executable, "-c", script], check=True, timeout=120)
 
