@@ -58,6 +58,12 @@ class Images(Protocol):
     def labels(self) -> np.ndarray: ...
 
 
+class Graph(Protocol):
+    """What is needed of ``models.probes.SpreadGraph``."""
+
+    def spread(self, labels: np.ndarray, classes: int) -> np.ndarray: ...
+
+
 class Checkpoints(Protocol):
     """What is needed of ``training.state.CheckpointFiles``: where an interrupted training goes on from."""
 
@@ -165,17 +171,19 @@ def spread_targets(features: np.ndarray, labelled: Targets, unlabeled: np.ndarra
     )
 
 
-def choose_sharpness(graph: SpreadGraph, known: np.ndarray, classes: int, seed: int) -> float:
+def choose_sharpness(graph: Graph, known: np.ndarray, classes: int, seed: int) -> float:
     """Of ``SHARPNESSES``, the one with the lowest log loss in stratified cross-validation inside the labels ``known >= 0``."""
-    from sklearn.model_selection import StratifiedKFold
-
     rows = np.flatnonzero(known >= 0)
     labels = known[rows]
     folds = min(SHARPNESS_FOLDS, int(np.unique(labels, return_counts=True)[1].min()))
     if folds < 2:
         return DEFAULT_SHARPNESS
+    fold, rng = np.empty(len(labels), dtype=np.int64), np.random.default_rng(seed)
+    for one in np.unique(labels):
+        members = rng.permutation(np.flatnonzero(labels == one))
+        fold[members] = np.arange(len(members)) % folds
     losses = np.zeros(len(SHARPNESSES))
-    for _, out in StratifiedKFold(folds, shuffle=True, random_state=seed).split(labels, labels):
+    for out in (np.flatnonzero(fold == number) for number in range(folds)):
         inside = known.copy()
         inside[rows[out]] = -1
         shares = graph.spread(inside, classes)[rows[out]]

@@ -232,7 +232,8 @@ def test_checkpoint_of_another_recipe_is_left_with_a_note(
         finetune.run(other)
     steps.leave_alone()
     steps.taken.clear()
-    ctx, notes = context("k", **LONGER), []
+    ctx = context("k", **LONGER)
+    notes: list[str] = []
     monkeypatch.setattr(ctx.progress, "note", notes.append)
     finetune.run(ctx)
     assert steps.taken == list(range(12))
