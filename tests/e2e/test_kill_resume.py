@@ -1,4 +1,4 @@
-"""``kill -9`` of the pretraining process at five random moments, each followed by the same command.
+"""``kill -9`` of a training process at random moments, each followed by the same command.
 
 The last process must end with the very weights of a run that nobody killed, and no step that lies before a checkpoint
 may be done twice. This file is the test and, run as a module, the process that it kills.
@@ -23,16 +23,18 @@ TOTAL = EPOCHS * STEPS_PER_EPOCH
 ROOT = Path(__file__).parents[2]
 
 
-def pretrain_in(folder: Path) -> None:
-    """The process: one pretrain step on the store in ``folder``; each step and checkpoint leaves a line in ``log``."""
+def train_in(step: str, folder: Path) -> None:
+    """The process: one step on the store in ``folder``; each training step and checkpoint leaves a line in ``log``."""
     from ssl_core.config.project import ProjectConfig
     from ssl_core.config.settings import Settings
-    from ssl_core.contracts import RunContext
+    from ssl_core.contracts import ModelRef, RunContext
+    from ssl_core.models.encoder import EncoderInfo, build_encoder, measure_preprocessing, save_encoder
     from ssl_core.objectives.simclr import SimCLR
     from ssl_core.step import StepContext
     from ssl_core.store import Store, path_sha256
-    from ssl_core.training import pretrain
-    from tests.training.conftest import DATASET, TINY, striped_images
+    from ssl_core.tasks import image_classification as task
+    from ssl_core.training import finetune, pretrain
+    from tests.training.conftest import DATASET, ENCODER, TINY, striped_images
 
     log = os.open(folder / "log", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
 
@@ -41,37 +43,53 @@ def pretrain_in(folder: Path) -> None:
 
     settings = Settings(home=folder / "home")
     store = Store(settings.store_url, settings.cache)
-    checkpoints = store.checkpoints("tiny", "pretrain", "key")
-    save, forward = checkpoints.save, SimCLR.forward
+    checkpoints = store.checkpoints("tiny", step, "key")
+    save, forward, share = checkpoints.save, SimCLR.forward, task.warmup_cosine
 
     def saved(position: int, *arguments: Any) -> None:
         save(position, *arguments)
         write(f"saved {position}")
 
-    def stepped(self: SimCLR, *arguments: Any, step: int, **more: Any) -> Any:
+    def pretrained(self: SimCLR, *arguments: Any, step: int, **more: Any) -> Any:
         write(f"step {step}")
         return forward(self, *arguments, step=step, **more)
 
+    def finetuned(step: int, *more: int) -> float:
+        write(f"step {step}")
+        return share(step, *more)
+
     checkpoints.save = saved  # type: ignore[method-assign]
-    SimCLR.forward = stepped  # type: ignore[method-assign]
+    SimCLR.forward = pretrained  # type: ignore[method-assign]
+    task.warmup_cosine = finetuned
+    task.CHECKPOINT_SECONDS = 0.1
+    task.MIN_STEPS = 1
     images = striped_images(folder / f"decoded-{os.getpid()}")
     pretrain._open = lambda ctx, dataset: images  # type: ignore[assignment]
-    config = TINY | {"pretrain": {**TINY["pretrain"], "epochs": EPOCHS}}
+    finetune.open_images = lambda *_, **__: images  # type: ignore[assignment]
+    config = TINY | {"pretrain": {**TINY["pretrain"], "epochs": EPOCHS}, "task": {"labels": 8, "epochs": EPOCHS, "batch_size": 16}}
     project = ProjectConfig.model_validate({"name": "tiny", "data": {"source": "sample://digits"}, **config})
+    encoder = Path(store.path("tiny/pretrain/e/out/encoder"))
+    if not encoder.exists():
+        info = EncoderInfo(ENCODER, measure_preprocessing(images.pixels, images.positions("train")), 16)
+        save_encoder(encoder, build_encoder(ENCODER, 1, seed=0), info)
+    registered = ModelRef(
+        kind="registered-encoder", name="tiny-encoder", version="1", model_id="m", run_id="r", uri="tiny/pretrain/e/out/encoder",
+        sha256=path_sha256(encoder), producer="pretrain/e",
+    )  # fmt: skip
     with store.scratch() as scratch:
         context = StepContext(
-            project=project, settings=settings, inputs={"dataset": DATASET}, run=RunContext(run_id="test"), key="key",
-            out=scratch, store=store, checkpoints=checkpoints,
+            project=project, settings=settings, inputs={"dataset": DATASET, "registered_encoder": registered},
+            run=RunContext(run_id="test"), key="key", out=scratch, store=store, checkpoints=checkpoints,
         )  # fmt: skip
         write("start")
-        pretrain.run(context)
-        write(f"done {path_sha256(scratch / 'encoder')}")
+        (pretrain if step == "pretrain" else finetune).run(context)
+        write(f"done {path_sha256(scratch / ('encoder' if step == 'pretrain' else 'model'))}")
 
 
-def start(folder: Path) -> subprocess.Popen[bytes]:
+def start(step: str, folder: Path) -> subprocess.Popen[bytes]:
     folder.mkdir(parents=True, exist_ok=True)
     return subprocess.Popen(
-        [sys.executable, "-m", "tests.e2e.test_kill_resume", str(folder)],
+        [sys.executable, "-m", "tests.e2e.test_kill_resume", step, str(folder)],
         cwd=ROOT,
         env=os.environ | {"OMP_NUM_THREADS": "1"},
     )
@@ -82,15 +100,15 @@ def lines(folder: Path) -> list[str]:
     return log.read_text().splitlines() if log.exists() else []
 
 
-def finish(folder: Path) -> str:
-    """Runs to the end; returns the digest of the encoder folder."""
-    assert start(folder).wait(timeout=300) == 0
+def finish(step: str, folder: Path) -> str:
+    """Runs to the end; returns the digest of what was trained."""
+    assert start(step, folder).wait(timeout=300) == 0
     return lines(folder)[-1].removeprefix("done ")
 
 
-def kill_after(folder: Path, step: int, delay: float) -> None:
-    """Starts the process and kills it a moment after it began ``step``."""
-    process = start(folder)
+def kill_after(kind: str, folder: Path, step: int, delay: float) -> None:
+    """Starts the process and kills it a moment after it began training step ``step``."""
+    process = start(kind, folder)
     deadline = time.monotonic() + 300
     earlier = len(lines(folder))
     while f"step {step}" not in lines(folder)[earlier:]:
@@ -103,17 +121,18 @@ def kill_after(folder: Path, step: int, delay: float) -> None:
 
 
 @pytest.mark.e2e
-def test_five_kills_and_the_same_weights(tmp_path: Path) -> None:
-    undisturbed = finish(tmp_path / "whole")
+@pytest.mark.parametrize(("kind", "kills"), [("pretrain", 5), ("finetune", 3)])
+def test_kills_and_the_same_weights(kind: str, kills: int, tmp_path: Path) -> None:
+    undisturbed = finish(kind, tmp_path / "whole")
     rng = random.Random(20261123)
-    moments = sorted(rng.sample(range(2, TOTAL - 10), 5))
+    moments = sorted(rng.sample(range(2, TOTAL - 10), kills))
     broken = tmp_path / "broken"
     for step in moments:
-        kill_after(broken, step, rng.uniform(0, 0.05))
-    assert finish(broken) == undisturbed
+        kill_after(kind, broken, step, rng.uniform(0, 0.05))
+    assert finish(kind, broken) == undisturbed
 
     attempts = " ".join(lines(broken)).split("start")[1:]
-    assert len(attempts) == 6
+    assert len(attempts) == kills + 1
     checkpoint, reached = 0, 0
     for attempt in attempts:
         steps = [int(number) for number in re.findall(r"step (\d+)", attempt)]
@@ -127,4 +146,4 @@ def test_five_kills_and_the_same_weights(tmp_path: Path) -> None:
 
 
 if __name__ == "__main__":
-    pretrain_in(Path(sys.argv[1]))
+    train_in(sys.argv[1], Path(sys.argv[2]))
