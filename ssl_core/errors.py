@@ -54,3 +54,13 @@ class TryAgain(StepError):
     """Storage or tracking cannot be reached, or the process was told to stop: exit code 75, retried."""
 
     exit_code = 75
+
+
+class Stopped(BaseException):
+    """SIGTERM, on its way out of whatever runs; no ``except Exception`` of a library may take it for a fault of its own.
+
+    Becomes ``TryAgain`` where a step or the command ends.
+    """
+
+    def as_error(self) -> TryAgain:
+        return TryAgain("stopped by SIGTERM", next_step="run the same command again; it goes on from what is done")

@@ -44,7 +44,7 @@ def test_what_was_published_comes_back(store):
 
 def test_without_the_record_nothing_counts(store):
     commit(store, "hello")
-    os.unlink(store.path("p/s/k/result.json"))
+    Path(store.path("p/s/k/result.json")).unlink()
     assert store.result("p", "s", "k") is None
     commit(store, "again")
     assert Path(store.path("p/s/k/out/x.txt")).read_text() == "again"

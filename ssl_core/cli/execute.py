@@ -17,7 +17,7 @@ from ssl_core.config.load import parse_project
 from ssl_core.config.project import ProjectConfig
 from ssl_core.config.settings import Settings
 from ssl_core.contracts import RESULT_BYTES_LIMIT, ArtifactRef, Ref, StepResult, StepSpec, StepStatus
-from ssl_core.errors import CheckFailed, TryAgain, UserError
+from ssl_core.errors import CheckFailed, Stopped, UserError
 from ssl_core.pipeline import Step, get_step, step_key
 from ssl_core.step import NoProgress, Output, Progress, StepContext, StepOutput
 from ssl_core.store import Store, path_sha256
@@ -154,7 +154,7 @@ def stoppable(resumable: bool) -> Iterator[threading.Event]:
     def end(number: int, frame: FrameType | None) -> None:
         if received and received[0] == signal.SIGINT:
             raise KeyboardInterrupt
-        raise TryAgain("stopped by SIGTERM", next_step="run again; a resumable step goes on from its last checkpoint")
+        raise Stopped
 
     def ask(number: int, frame: FrameType | None) -> None:
         first = not received
@@ -169,6 +169,8 @@ def stoppable(resumable: bool) -> Iterator[threading.Event]:
     previous[signal.SIGALRM] = signal.signal(signal.SIGALRM, end)
     try:
         yield stop
+    except Stopped as stopped:
+        raise stopped.as_error() from None
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
         for number, handler in previous.items():

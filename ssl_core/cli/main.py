@@ -17,7 +17,7 @@ from typing import Any
 import click
 
 from ssl_core import __version__
-from ssl_core.errors import StepError, TryAgain
+from ssl_core.errors import StepError, Stopped
 
 # A command's module is imported when the command is called: `ssl-core --help` loads none of them.
 _COMMANDS = {
@@ -71,7 +71,7 @@ def _sigterm_as_try_again() -> Iterator[None]:
     """A runner's SIGTERM means exit code 75 before the first step and between two as well; a step sets its own."""
 
     def stop(number: int, frame: FrameType | None) -> None:
-        raise TryAgain("stopped by SIGTERM", next_step="run the same command again; it goes on from what is done")
+        raise Stopped
 
     if threading.current_thread() is not threading.main_thread():
         yield
@@ -79,6 +79,8 @@ def _sigterm_as_try_again() -> Iterator[None]:
     previous = signal.signal(signal.SIGTERM, stop)
     try:
         yield
+    except Stopped as stopped:
+        raise stopped.as_error() from None
     finally:
         signal.signal(signal.SIGTERM, previous)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import re
 import typing
 from collections.abc import Iterable, Mapping, Set
 from pathlib import Path
@@ -188,7 +189,7 @@ def _describe(detail: ErrorDetails, place: str, lines: Mapping[Location, int]) -
         message = "is required"
     else:
         message = message.removeprefix("Value error, ").removeprefix("Input ").removeprefix("String ")
-        shown = repr(detail["input"])
+        shown = re.sub(r"://[^@/\s]*@", "://***@", repr(detail["input"]))  # a password must not reach a log
         message = f"{message}, got {shown if len(shown) <= 60 else shown[:57] + '...'}"
         expected = detail.get("ctx", {}).get("expected")
         if kind == "literal_error" and isinstance(detail["input"], str) and expected:

@@ -62,6 +62,15 @@ class DataConfig(Section):
     )
     split: SplitConfig = Field(default_factory=SplitConfig, description="Shares of train, val, test and vault")
 
+    @field_validator("source")
+    @classmethod
+    def _known_source(cls, value: str) -> str:
+        scheme, found, _ = value.partition("://")
+        if found and scheme != "sample":
+            # What follows may hold a password: it is not repeated.
+            raise ValueError(f"{scheme}:// is no source; a folder, sample://digits or sample://animals is")
+        return value
+
     @field_validator("image_size")
     @classmethod
     def _size_in_range(cls, value: int | str) -> int | str:

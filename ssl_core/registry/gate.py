@@ -6,8 +6,9 @@ With a champion, on the test samples that both were evaluated on (d = challenger
 * REJECT: the interval lies below 0, or d < ``-promotion.margin``;
 * NEEDS_HUMAN: anything else.
 
-Without one: PROMOTE where it beats the same recipe from random weights on the same samples, else REJECT. A golden batch
-that was not passed is a REJECT. ``promotion.approval: human`` makes of each PROMOTE a NEEDS_HUMAN.
+Without one, against the same recipe from random weights on the same samples: PROMOTE where d > 0, REJECT where the
+interval lies below 0, else NEEDS_HUMAN (a tie on easy data is no reason to have no model, nor to have one unasked).
+A golden batch that was not passed is a REJECT. ``promotion.approval: human`` makes of each PROMOTE a NEEDS_HUMAN.
 """
 
 from __future__ import annotations
@@ -159,11 +160,15 @@ def _champion_predictions(ctx: StepContext, champion: str) -> Predictions:
 
 
 def judge_first(against_random: Comparison) -> Decision:
-    """The first champion: above the same recipe from random weights, by the point estimate."""
+    """The first champion; the rule is at the top of this file."""
     c = against_random
     text = f"no champion yet; against random init: {_difference(c)}"
-    verdict = Verdict.PROMOTE if c.difference > 0 else Verdict.REJECT
-    reasons = [text if c.difference > 0 else f"not above random init: {text}"]
+    if c.difference > 0:
+        verdict, reasons = Verdict.PROMOTE, [text]
+    elif c.high < 0:
+        verdict, reasons = Verdict.REJECT, [f"worse than random init: {text}"]
+    else:
+        verdict, reasons = Verdict.NEEDS_HUMAN, [f"not above random init, and not told from it either: {text}"]
     if c.difference > 0 >= c.low:
         reasons.append("the interval holds 0: this test set cannot tell the two apart for sure")
     return Decision(verdict, reasons, _metrics(c, "random_init"), {"against": "random-init", "comparison": asdict(c)})

@@ -47,14 +47,15 @@ def freeze(project: ProjectConfig) -> ProjectConfig:
 
 
 def usable_cpus(cpu_max: Path = Path("/sys/fs/cgroup/cpu.max")) -> int:
-    """CPUs that this process may use: its affinity, and a container's quota where there is one."""
+    """CPUs that this process may use: its affinity, a container's quota, and ``OMP_NUM_THREADS`` where it is set."""
     cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     try:
         quota, period = cpu_max.read_text().split()[:2]
         cpus = min(cpus, math.ceil(int(quota) / int(period)))
     except (OSError, ValueError, ZeroDivisionError):  # no cgroup, or the quota "max"
         pass
-    return max(1, cpus)
+    asked = os.environ.get("OMP_NUM_THREADS", "")
+    return max(1, min(cpus, int(asked)) if asked.isdigit() and int(asked) else cpus)
 
 
 def reusable_encoder(client: MlflowClient, store: Store, project: ProjectConfig) -> ModelRef | None:

@@ -50,6 +50,7 @@ def test_an_unknown_key_inside_a_list_is_located(tmp_path):
         (GOOD + "data:\n  source: y\n", "the key stands twice"),
         (GOOD + "pretrain: {learning_rate: .nan}\n", "pretrain.learning_rate"),
         (GOOD + "  split: {train: 0.5, val: 0.1, test: 0.1, vault: 0.1}\n", "must be 1, not 0.8"),
+        ("name: x\ndata: {source: 'http://me:secretpw@host/x'}\n", "http:// is no source"),
         ("", "empty or not a mapping"),
         ("- a\n- b\n", "empty or not a mapping"),
         ("name: [unclosed\n", "not valid YAML"),
@@ -57,7 +58,9 @@ def test_an_unknown_key_inside_a_list_is_located(tmp_path):
     ],
 )
 def test_bad_files_say_what_is_wrong(tmp_path, text, expected):
-    assert expected in problems(write(tmp_path, text))
+    shown = problems(write(tmp_path, text))
+    assert expected in shown
+    assert "secretpw" not in shown
 
 
 def test_all_problems_are_listed_at_once(tmp_path):

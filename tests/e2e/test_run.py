@@ -94,10 +94,10 @@ def write_images(folder: Path, classes: tuple[str, ...], each: int, seed: int = 
 
 
 def test_digits_from_raw_files_to_a_champion_and_an_unchanged_second_run(platform, ssl_core):
-    folder, variables = platform
+    folder, _ = platform
     write_project(folder, "digits", "sample://digits")
     first = ssl_core("run", "digits.yaml")
-    assert "label spreading" in first.stdout.lower()
+    assert "probe: label-spreading" in first.stdout
     assert "champion" in first.stdout.lower()
     report = json.loads(ssl_core("report", "digits.yaml", "--json").stdout)
     assert [row["labels"] for row in report["label_budgets"]] == [10, 20, 50, 100, "all"]

@@ -88,7 +88,8 @@ def test_the_rule(difference: float, low: float, high: float, verdict: Verdict) 
 
 
 @pytest.mark.parametrize(
-    ("difference", "verdict"), [(0.01, Verdict.PROMOTE), (0.0, Verdict.REJECT), (-0.1, Verdict.REJECT)]
+    ("difference", "verdict"),
+    [(0.01, Verdict.PROMOTE), (0.0, Verdict.NEEDS_HUMAN), (-0.01, Verdict.NEEDS_HUMAN), (-0.1, Verdict.REJECT)],
 )
 def test_the_first_champion_must_be_above_random_init(difference: float, verdict: Verdict) -> None:
     assert judge_first(comparison(difference, difference - 0.02, difference + 0.02)).verdict is verdict
