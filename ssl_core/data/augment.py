@@ -34,9 +34,7 @@ class ImageAugment:
     def __init__(self, config: ImageAugmentConfig) -> None:
         self.config = config
 
-    def __call__(
-        self, images: Tensor, seed: int, step: int, view: int, positions: Tensor | None = None
-    ) -> Tensor:
+    def __call__(self, images: Tensor, seed: int, step: int, view: int, positions: Tensor | None = None) -> Tensor:
         """One random view of each image: uint8 (or float in 0..1) ``(N, C, H, W)`` to float32 in 0..1, same shape.
 
         ``positions`` are the samples' places in the global batch of this step, int64 ``(N,)``; default 0..N-1.
@@ -46,7 +44,9 @@ class ImageAugment:
         images = images.float().div_(255) if images.dtype == torch.uint8 else images.float()
         key = _key(seed, step, view)
         hash_N = _mix(positions.to(images.device, torch.int32) * _signed(0x9E3779B1) + _signed(key))
-        u_NP = _uniform(_combine(hash_N[:, None], torch.arange(_DRAWS, device=images.device, dtype=torch.int32), key >> 32))
+        u_NP = _uniform(
+            _combine(hash_N[:, None], torch.arange(_DRAWS, device=images.device, dtype=torch.int32), key >> 32)
+        )
 
         # What comes in from outside the picture, and what cut-out leaves, is the picture's own border colour. Resampling
         # pads with zero, so the border colour is the zero of everything up to the end.
@@ -140,9 +140,7 @@ class ImageAugment:
 
 def _background(images: Tensor) -> Tensor:
     """Median of each sample's border pixels, per channel ``(N, C, 1, 1)``."""
-    border = torch.cat(
-        (images[:, :, 0], images[:, :, -1], images[:, :, 1:-1, 0], images[:, :, 1:-1, -1]), dim=2
-    )
+    border = torch.cat((images[:, :, 0], images[:, :, -1], images[:, :, 1:-1, 0], images[:, :, 1:-1, -1]), dim=2)
     return border.median(dim=2).values[:, :, None, None]
 
 

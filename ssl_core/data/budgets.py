@@ -39,12 +39,14 @@ def nested_draws(labels: np.ndarray, budgets: Sequence[int], draws: int, seed: i
     for budget in budgets:
         if budget < len(classes):
             raise UserError(
-                f"a budget of {budget} labels cannot hold one of each of the {len(classes)} classes", place=_PLACE,
+                f"a budget of {budget} labels cannot hold one of each of the {len(classes)} classes",
+                place=_PLACE,
                 next_step=f"use budgets of at least {len(classes)}",
             )
         if budget > len(labels):
             raise UserError(
-                f"a budget of {budget} labels is more than the {len(labels)} labelled training samples", place=_PLACE,
+                f"a budget of {budget} labels is more than the {len(labels)} labelled training samples",
+                place=_PLACE,
                 next_step=f"use budgets of at most {len(labels)}, or label more samples",
             )
     members = [np.flatnonzero(labels == label) for label in classes]

@@ -37,7 +37,8 @@ def file_lock(path: Path, *, timeout: float, note: Callable[[str], None], purpos
                 waiting = True
             if time.monotonic() >= deadline:
                 raise TryAgain(
-                    f"{purpose} has been locked by {holder} for the last {timeout:g} s", place=str(path),
+                    f"{purpose} has been locked by {holder} for the last {timeout:g} s",
+                    place=str(path),
                     next_step="run again once that process has ended",
                 )
             time.sleep(_POLL_SECONDS)

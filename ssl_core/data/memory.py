@@ -94,7 +94,9 @@ def choose_size(info: DatasetInfo, config: DataConfig) -> tuple[int, int]:
     return int(size), int(channels)
 
 
-def open_images(ref: DatasetRef, settings: Settings, *, size: int, channels: int, progress: Progress | None = None) -> Images:
+def open_images(
+    ref: DatasetRef, settings: Settings, *, size: int, channels: int, progress: Progress | None = None
+) -> Images:
     """The images of ``ref`` as ``(N, channels, size, size)`` uint8; decoded on the first call, mapped on the next ones.
 
     The map is read through once and checked against its checksums when opened, which also brings it into the page cache;
@@ -113,10 +115,14 @@ def open_images(ref: DatasetRef, settings: Settings, *, size: int, channels: int
     target = settings.cache / "decoded" / hashlib.sha256(named.encode()).hexdigest()[:32]
     if not _is_whole(target, shape):
         lock = settings.cache / "locks" / target.name
-        with file_lock(lock, timeout=_LOCK_TIMEOUT, note=progress.note, purpose=f"the decoded images of {ref.tag or ref.name}"):
+        with file_lock(
+            lock, timeout=_LOCK_TIMEOUT, note=progress.note, purpose=f"the decoded images of {ref.tag or ref.name}"
+        ):
             if not _is_whole(target, shape):  # otherwise another process made it meanwhile
                 _decode_all(folder, manifest, target, shape, progress)
-    pixels: Any = np.memmap(target / _PIXELS, dtype=np.uint8, mode="r", shape=shape) if shape[0] else np.empty(shape, np.uint8)
+    pixels: Any = (
+        np.memmap(target / _PIXELS, dtype=np.uint8, mode="r", shape=shape) if shape[0] else np.empty(shape, np.uint8)
+    )
     return Images(pixels=pixels, manifest=manifest, classes=list(info.classes))
 
 
@@ -152,13 +158,19 @@ def _decoded(folder: Path, manifest: pd.DataFrame, shape: tuple[int, ...]) -> It
     try:
         for sample_ids, encoded in read_images(folder, batch=rows):
             if sample_ids != expected[position : position + len(sample_ids)]:
-                raise TryAgain("the shards and the manifest hold different samples", place=str(folder), next_step="run ingest again")
+                raise TryAgain(
+                    "the shards and the manifest hold different samples",
+                    place=str(folder),
+                    next_step="run ingest again",
+                )
             position += len(sample_ids)
             pending.append(pool.submit(_decode_batch, encoded, shape[1], shape[2]))
             if len(pending) > workers + 1:
                 yield pending.popleft().result()
         if position != len(expected):
-            raise TryAgain("the manifest holds more samples than the shards", place=str(folder), next_step="run ingest again")
+            raise TryAgain(
+                "the manifest holds more samples than the shards", place=str(folder), next_step="run ingest again"
+            )
         while pending:
             yield pending.popleft().result()
     finally:

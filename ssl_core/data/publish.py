@@ -25,7 +25,9 @@ def run(ctx: StepContext) -> StepOutput:
         # Between ingest and now someone may have cleaned the remote: a tag must never name content that is not there.
         if missing := missing_objects(candidate, ctx.settings):
             raise TryAgain(
-                f"{len(missing)} of the candidate's objects are missing from the DVC remote", place=missing[0], next_step="run ingest again"
+                f"{len(missing)} of the candidate's objects are missing from the DVC remote",
+                place=missing[0],
+                next_step="run ingest again",
             )
         before = repository.latest(candidate.name)
         version = repository.publish(candidate)
@@ -52,6 +54,12 @@ def _check_passed(ctx: StepContext, candidate: DatasetRef) -> None:
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError("is not a validation report", place=str(path), next_step="run validate again") from error
     if judged != candidate.md5:
-        raise UserError(f"is about other content ({judged}) than the candidate ({candidate.md5})", place=str(path), next_step="run validate again")
+        raise UserError(
+            f"is about other content ({judged}) than the candidate ({candidate.md5})",
+            place=str(path),
+            next_step="run validate again",
+        )
     if not passed:
-        raise UserError("the candidate did not pass validation", place=str(path), next_step="mend the data and run ingest again")
+        raise UserError(
+            "the candidate did not pass validation", place=str(path), next_step="mend the data and run ingest again"
+        )

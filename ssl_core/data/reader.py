@@ -58,7 +58,9 @@ def fetch_file(ref: DatasetRef, settings: Settings, name: str) -> Path:
     objects = _Objects(ref, settings.cache)
     files = objects.listing()
     if name not in files:
-        raise TryAgain(f"{ref.tag or ref.name} holds no {name}", place=f"{ref.remote} {ref.md5}", next_step="run ingest again")
+        raise TryAgain(
+            f"{ref.tag or ref.name} holds no {name}", place=f"{ref.remote} {ref.md5}", next_step="run ingest again"
+        )
     return objects.get(files[name])
 
 
@@ -79,7 +81,11 @@ def missing_objects(ref: DatasetRef, settings: Settings) -> list[str]:
         return [objects.url(ref.md5)]
     addresses = list(objects.listing().values())
     with ThreadPoolExecutor(_DOWNLOADS) as pool:
-        return [objects.url(md5) for md5, stored in zip(addresses, pool.map(objects.is_stored, addresses), strict=True) if not stored]
+        return [
+            objects.url(md5)
+            for md5, stored in zip(addresses, pool.map(objects.is_stored, addresses), strict=True)
+            if not stored
+        ]
 
 
 def is_stored(ref: DatasetRef, settings: Settings) -> bool:
@@ -102,7 +108,11 @@ class _Objects:
         files = {entry["relpath"]: entry["md5"] for entry in json.loads(self.get(self._ref.md5).read_bytes())}
         for name in files:
             if PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts:
-                raise TryAgain(f"a file of the dataset is called {name!r}", place=self.url(self._ref.md5), next_step="run ingest again")
+                raise TryAgain(
+                    f"a file of the dataset is called {name!r}",
+                    place=self.url(self._ref.md5),
+                    next_step="run ingest again",
+                )
         return files
 
     def get(self, md5: str) -> Path:
@@ -118,7 +128,8 @@ class _Objects:
                 if digest != md5.removesuffix(".dir"):
                     raise TryAgain(
                         f"an object of {self._ref.tag or self._ref.name} is corrupt: its content has the md5 {digest}",
-                        place=self.url(md5), next_step="remove this object and run ingest again, or restore it from a backup",
+                        place=self.url(md5),
+                        next_step="remove this object and run ingest again, or restore it from a backup",
                     )
                 temporary.chmod(0o444)
                 temporary.replace(local)
@@ -173,13 +184,15 @@ class _Objects:
 
     def _missing(self, md5: str) -> TryAgain:
         return TryAgain(
-            f"an object of {self._ref.tag or self._ref.name} is missing from the DVC remote", place=self.url(md5),
+            f"an object of {self._ref.tag or self._ref.name} is missing from the DVC remote",
+            place=self.url(md5),
             next_step="restore it from a backup, or run ingest again with the same source",
         )
 
     def _unreachable(self, md5: str, error: Exception) -> TryAgain:
         return TryAgain(
-            f"the DVC remote cannot be read: {type(error).__name__}: {error}", place=self.url(md5),
+            f"the DVC remote cannot be read: {type(error).__name__}: {error}",
+            place=self.url(md5),
             next_step="check the address and the rights (AWS_*), then run again",
         )
 
@@ -197,7 +210,10 @@ def _assemble(ref: DatasetRef, settings: Settings, folder: Path, record: Path, p
     try:
         with storage_errors(str(folder)):
             temporary.mkdir(parents=True)
-            with progress.bar(f"fetch {ref.tag or ref.name}", len(files), "files") as bar, ThreadPoolExecutor(_DOWNLOADS) as pool:
+            with (
+                progress.bar(f"fetch {ref.tag or ref.name}", len(files), "files") as bar,
+                ThreadPoolExecutor(_DOWNLOADS) as pool,
+            ):
                 for name, path in zip(files, pool.map(objects.get, files.values()), strict=True):
                     _link(path, temporary / name)
                     bar.advance()

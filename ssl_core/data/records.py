@@ -46,7 +46,8 @@ def parse_records(answer: str, paths: list[str], *, place: str) -> list[dict[str
             records.append(json.loads(version) | {"md5": pointer_md5(pointer)})
         except (ValueError, TypeError, KeyError, IndexError, yaml.YAMLError) as error:
             raise UserError(
-                f"the record {path} cannot be read: {error}", place=place,
+                f"the record {path} cannot be read: {error}",
+                place=place,
                 next_step="only ssl-core writes to the data repository: restore what was changed by hand",
             ) from error
     return records
@@ -56,10 +57,14 @@ def to_ref(name: str, commit: str, record: dict[str, Any] | None, tag: str | Non
     """The reference to a version (``tag``) or candidate, from its record."""
     known = {k: v for k, v in (record or {}).items() if k in _KEPT}
     try:
-        return DatasetRef(kind="dataset" if tag else "candidate", name=name, tag=tag, revision=commit, path=f"{name}/data", **known)
+        return DatasetRef(
+            kind="dataset" if tag else "candidate", name=name, tag=tag, revision=commit, path=f"{name}/data", **known
+        )
     except ValidationError as error:
         raise UserError(
-            f"the record of {name} in {tag or commit} is damaged", place=f"{name}/version.json", next_step="restore the data repository"
+            f"the record of {name} in {tag or commit} is damaged",
+            place=f"{name}/version.json",
+            next_step="restore the data repository",
         ) from error
 
 

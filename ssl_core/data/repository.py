@@ -85,7 +85,10 @@ class DataRepository:
         if folder is None:
             return []
         listing = self._git(
-            "for-each-ref", "--format=%(refname:strip=2) %(objectname) %(*objectname)", f"refs/tags/{name}@v*", cwd=folder
+            "for-each-ref",
+            "--format=%(refname:strip=2) %(objectname) %(*objectname)",
+            f"refs/tags/{name}@v*",
+            cwd=folder,
         )
         tags: dict[int, tuple[str, str]] = {}
         for line in listing.splitlines():
@@ -104,7 +107,11 @@ class DataRepository:
     def resolve(self, name: str, revision: str = "latest") -> DatasetRef:
         """The version that ``revision`` names: ``latest``, ``v3``, ``digits@v3``, or a commit. Raises ``UserError``."""
         if not re.fullmatch(REVISION_PATTERN, revision, re.ASCII):
-            raise UserError(f"{revision!r} is not a dataset revision", place="revision", next_step="use latest, a version such as v3, or a commit")
+            raise UserError(
+                f"{revision!r} is not a dataset revision",
+                place="revision",
+                next_step="use latest, a version such as v3, or a commit",
+            )
         versions = self.versions(name)
         if revision == "latest" and versions:
             return versions[-1]
@@ -116,8 +123,11 @@ class DataRepository:
             return next((v for v in reversed(versions) if v.md5 == found.md5), found)
         known = ", ".join(v.tag or "" for v in versions[-10:]) or "none yet"
         raise UserError(
-            f"dataset {name} has no version {revision}; known: {known}", place=redact(self._url),
-            next_step="choose a known version" if versions else f"make the first one: ssl-core run projects/{name}.yaml",
+            f"dataset {name} has no version {revision}; known: {known}",
+            place=redact(self._url),
+            next_step="choose a known version"
+            if versions
+            else f"make the first one: ssl-core run projects/{name}.yaml",
         )
 
     def is_publishable(self, candidate: DatasetRef) -> bool:
@@ -178,7 +188,11 @@ class DataRepository:
         Raises ``TryAgain`` where another version was published meanwhile, or storage fails.
         """
         _check_name(name)
-        record = describe(folder) | {"remote": self._remote, "producer": producer, "parent": parent.tag if parent else None}
+        record = describe(folder) | {
+            "remote": self._remote,
+            "producer": producer,
+            "parent": parent.tag if parent else None,
+        }
         with self.lock(), storage_errors(str(self._scratch)):
             latest = self.latest(name)
             _check_parent(name, record["parent"], latest)
@@ -195,7 +209,9 @@ class DataRepository:
                 if same is not None:
                     return same.model_copy(update={"kind": "candidate", "tag": None})
                 (clone / name / "version.json").write_text(json.dumps(record, indent=1, sort_keys=True) + "\n")
-                commit = self._commit(clone, name, f"{name}: candidate of {record['rows']} samples\n\nMade by {producer}")
+                commit = self._commit(
+                    clone, name, f"{name}: candidate of {record['rows']} samples\n\nMade by {producer}"
+                )
                 # Forced: the same content may have grown from another version before.
                 self._push(clone, *([f"{base}:{_MAIN}"] if base else []), f"+{commit}:{_CANDIDATES}/{name}/{md5}")
             return to_ref(name, commit, record | {"md5": md5}, None)
@@ -216,7 +232,9 @@ class DataRepository:
                 branch = self._branch(candidate)
                 if branch is None:
                     raise TryAgain(
-                        f"the candidate {candidate.md5} of {name} is gone", place=redact(self._url), next_step="run ingest again"
+                        f"the candidate {candidate.md5} of {name} is gone",
+                        place=redact(self._url),
+                        next_step="run ingest again",
                     )
                 made, record = branch
                 _check_parent(name, record["parent"], latest)
@@ -232,14 +250,20 @@ class DataRepository:
                     except _Overtaken:
                         continue  # by a writer on another machine: look again at what is there now
                 return to_ref(name, commit, record, tag)
-        raise TryAgain(f"overtaken by other writers {_PUSH_ATTEMPTS} times", place=redact(self._url), next_step="run again")
+        raise TryAgain(
+            f"overtaken by other writers {_PUSH_ATTEMPTS} times", place=redact(self._url), next_step="run again"
+        )
 
     def drop_candidate(self, candidate: Candidate) -> None:
         """Removes an unpublished candidate's branch; one that is gone already is fine. Its content stays in the DVC remote."""
         with self.lock():
             folder = self._readable()
-            if folder is not None and any((c.name, c.commit) == (candidate.name, candidate.commit) for c in self.candidates()):
-                self._git("push", "--quiet", "--", self._url, f":{_CANDIDATES}/{candidate.name}/{candidate.md5}", cwd=folder)
+            if folder is not None and any(
+                (c.name, c.commit) == (candidate.name, candidate.commit) for c in self.candidates()
+            ):
+                self._git(
+                    "push", "--quiet", "--", self._url, f":{_CANDIDATES}/{candidate.name}/{candidate.md5}", cwd=folder
+                )
 
     # ---- inside: Git
 
@@ -249,7 +273,8 @@ class DataRepository:
         except GitError as error:
             kind = _Overtaken if arguments[0] == "push" and any(sign in str(error) for sign in _OVERTAKEN) else TryAgain
             raise kind(
-                f"git {arguments[0]} failed: {error}", place=redact(self._url),
+                f"git {arguments[0]} failed: {error}",
+                place=redact(self._url),
                 next_step="check that the data repository (SSL_DATA_REPO) can be reached and written, then run again",
             ) from error
 
@@ -261,7 +286,16 @@ class DataRepository:
         lock = self._home / "data-mirror.lock"
         with file_lock(lock, timeout=_LOCK_TIMEOUT, note=self._progress.note, purpose="the data repository's mirror"):
             self._create_bare(mirror)
-            self._git("fetch", "--quiet", "--prune", "--", self._url, "+refs/heads/*:refs/heads/*", "+refs/tags/*:refs/tags/*", cwd=mirror)
+            self._git(
+                "fetch",
+                "--quiet",
+                "--prune",
+                "--",
+                self._url,
+                "+refs/heads/*:refs/heads/*",
+                "+refs/tags/*:refs/tags/*",
+                cwd=mirror,
+            )
         return mirror
 
     def _create_bare(self, folder: Path) -> None:
@@ -291,7 +325,7 @@ class DataRepository:
         """Makes the clone a DVC repository with this remote; returns the commit that ``main`` needs for it, if any."""
         config = (
             "[core]\n    analytics = false\n    check_update = false\n    remote = storage\n"
-            f"['remote \"storage\"']\n    url = \"{self._remote}\"\n"
+            f'[\'remote "storage"\']\n    url = "{self._remote}"\n'
         )
         wanted = {".dvc/config": config} | {path: text for path, text in _SETUP.items() if not (clone / path).exists()}
         for path, text in wanted.items():
@@ -334,7 +368,9 @@ class DataRepository:
         if not re.fullmatch(r"[0-9a-f]{7,40}", revision) or not (folder / "HEAD").exists():
             return None
         try:
-            commit = git("rev-parse", "--verify", "--quiet", "--end-of-options", f"{revision}^{{commit}}", cwd=folder).strip()
+            commit = git(
+                "rev-parse", "--verify", "--quiet", "--end-of-options", f"{revision}^{{commit}}", cwd=folder
+            ).strip()
         except GitError:
             return None
         record = self._records(name, [commit])[0]
@@ -342,7 +378,9 @@ class DataRepository:
 
     def _records(self, name: str, commits: list[str]) -> list[dict[str, Any] | None]:
         paths = [f"{commit}:{name}/{file}" for commit in commits for file in RECORD_FILES]
-        answer = self._git("cat-file", "--batch", cwd=self._local or self._mirror, stdin="".join(f"{path}\n" for path in paths))
+        answer = self._git(
+            "cat-file", "--batch", cwd=self._local or self._mirror, stdin="".join(f"{path}\n" for path in paths)
+        )
         return parse_records(answer, paths, place=redact(self._url))
 
 
@@ -352,14 +390,17 @@ class _Overtaken(TryAgain):
 
 def _check_name(name: str) -> None:
     if not re.fullmatch(NAME_PATTERN, name):
-        raise UserError(f"{name!r} is not a dataset name", place="name", next_step="use lower-case letters, digits and dashes")
+        raise UserError(
+            f"{name!r} is not a dataset name", place="name", next_step="use lower-case letters, digits and dashes"
+        )
 
 
 def _check_parent(name: str, parent: str | None, latest: DatasetRef | None) -> None:
     if parent != (latest.tag if latest else None):
         raise TryAgain(
             f"{latest.tag if latest else 'no version'} is the newest version of {name} now, but this one grew from {parent or 'none'}",
-            place=name, next_step="run ingest again: it starts from the newest version",
+            place=name,
+            next_step="run ingest again: it starts from the newest version",
         )
 
 

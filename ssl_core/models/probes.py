@@ -44,7 +44,8 @@ def unit(embeddings: Array) -> Array:
     x = np.asarray(embeddings, dtype=np.float32)
     if not np.isfinite(x).all():
         raise UserError(
-            "the encoder's embeddings are not finite", place="encoder",
+            "the encoder's embeddings are not finite",
+            place="encoder",
             next_step="pretrain again with a lower pretrain.learning_rate, or with pretrain.precision: float32",
         )
     return x / np.maximum(np.linalg.norm(x, axis=1, keepdims=True), 1e-12)
@@ -173,12 +174,20 @@ class SpreadGraph:
     """
 
     def __init__(
-        self, train: Array, *, k: int = GRAPH_NEIGHBOURS, alpha: float = SPREAD_ALPHA, metric: Metric = "cosine",
-        class_mass: bool = True, dense_limit: int = _DENSE_LIMIT,
+        self,
+        train: Array,
+        *,
+        k: int = GRAPH_NEIGHBOURS,
+        alpha: float = SPREAD_ALPHA,
+        metric: Metric = "cosine",
+        class_mass: bool = True,
+        dense_limit: int = _DENSE_LIMIT,
     ) -> None:
         """``train`` is ``(N, D)``; ``metric="euclidean"`` takes it as it is (raw pixels), cosine scales rows first."""
         if len(train) < 2:
-            raise UserError("label spreading needs at least 2 training samples", place="data.source", next_step="add samples")
+            raise UserError(
+                "label spreading needs at least 2 training samples", place="data.source", next_step="add samples"
+            )
         self._metric = metric
         self._alpha = alpha
         self._class_mass = class_mass
@@ -228,7 +237,9 @@ class SpreadGraph:
         found_j: list[int] = []
         while True:
             i, j = np.append(rows, found_i).astype(np.int64), np.append(columns, found_j).astype(np.int64)
-            parts, member = connected_components(sparse.csr_matrix((np.ones(len(i), np.int8), (i, j)), shape=(n, n)), directed=False)
+            parts, member = connected_components(
+                sparse.csr_matrix((np.ones(len(i), np.int8), (i, j)), shape=(n, n)), directed=False
+            )
             if parts == 1:
                 return (np.array(found_i), np.array(found_j)) if found_i else None
             largest = np.bincount(member).argmax()
@@ -302,7 +313,6 @@ class SpreadGraph:
         flat = vote @ np.ascontiguousarray(scores.transpose(1, 0, 2)).reshape(n, b * total)
         return np.asarray(flat, dtype=np.float32).reshape(-1, b, total).transpose(1, 0, 2)
 
-
     def scores(self, draws: Array, test: Array, classes: int | None = None) -> Array:
         """``spread`` then ``predict`` for draws ``(B, N)``, a few draws at a time where all would not fit: ``(B, M, K)``."""
         total = _classes(draws, classes)
@@ -358,7 +368,11 @@ def _nearest_squared(queries: Array, keys: Array, k: int, *, skip_self: bool = F
         rows = np.arange(len(part))[:, None]
         if skip_self:
             squared[rows[:, 0], start + rows[:, 0]] = np.inf
-        chosen = np.argpartition(squared, k - 1, axis=1)[:, :k] if k < squared.shape[1] else np.broadcast_to(np.arange(k), (len(part), k))
+        chosen = (
+            np.argpartition(squared, k - 1, axis=1)[:, :k]
+            if k < squared.shape[1]
+            else np.broadcast_to(np.arange(k), (len(part), k))
+        )
         value = squared[rows, chosen]
         order = np.lexsort((chosen, value), axis=1)
         chosen = chosen[rows, order]

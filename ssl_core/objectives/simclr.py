@@ -31,7 +31,9 @@ def nt_xent(z0_NP: Tensor, z1_NP: Tensor, temperature: float) -> Tensor:
 
 def _nt_xent_and_logits(z0_NP: Tensor, z1_NP: Tensor, temperature: float) -> tuple[Tensor, Tensor, Tensor]:
     if z0_NP.shape != z1_NP.shape or z0_NP.ndim != 2:
-        raise ValueError(f"two views of equal shape (N, P) are needed, got {tuple(z0_NP.shape)} and {tuple(z1_NP.shape)}")
+        raise ValueError(
+            f"two views of equal shape (N, P) are needed, got {tuple(z0_NP.shape)} and {tuple(z1_NP.shape)}"
+        )
     n = len(z0_NP)
     with torch.autocast(z0_NP.device.type, enabled=False):
         z = F.normalize(torch.cat((z0_NP, z1_NP)).float(), dim=1)
@@ -50,8 +52,13 @@ class SimCLR(nn.Module):
     """
 
     def __init__(
-        self, encoder: ResNet, config: SimCLRConfig, preprocessing: Preprocessing, *,
-        norm: Literal["batch", "group"] = "batch", seed: int | None = None,
+        self,
+        encoder: ResNet,
+        config: SimCLRConfig,
+        preprocessing: Preprocessing,
+        *,
+        norm: Literal["batch", "group"] = "batch",
+        seed: int | None = None,
     ) -> None:
         super().__init__()
         self.encoder = encoder

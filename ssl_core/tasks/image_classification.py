@@ -260,7 +260,12 @@ def _batches(
 
 
 def _train_all(
-    model: ImageClassifier, pixels: np.ndarray, targets: Targets, config: ImageClassificationConfig, precision: str, follow: _Follower
+    model: ImageClassifier,
+    pixels: np.ndarray,
+    targets: Targets,
+    config: ImageClassificationConfig,
+    precision: str,
+    follow: _Follower,
 ) -> None:
     """Encoder and head, on mild views of the images."""
     device = next(model.parameters()).device
@@ -328,7 +333,12 @@ class _Loss(Protocol):
 
 
 def _descend(
-    loss_of: _Loss, trained: nn.Module, optimizer: torch.optim.Optimizer, targets: Targets, config: ImageClassificationConfig, follow: _Follower
+    loss_of: _Loss,
+    trained: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    targets: Targets,
+    config: ImageClassificationConfig,
+    follow: _Follower,
 ) -> None:
     """AdamW with warm-up and cosine over class-balanced batches; the loss is read, and logged, once an epoch.
 
@@ -375,7 +385,8 @@ def _finite_mean(loss_sum: float, count: int, gradient_norm: float, step: int) -
     for what, value in (("loss", loss_sum / count), ("gradient norm", gradient_norm)):
         if not math.isfinite(value):
             raise CheckFailed(
-                f"the {what} is not finite ({value}) at step {step}", place="task.learning_rate",
+                f"the {what} is not finite ({value}) at step {step}",
+                place="task.learning_rate",
                 next_step="lower task.learning_rate and task.encoder_learning_rate, or set pretrain.precision: float32",
             )
     return loss_sum / count

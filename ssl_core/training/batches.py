@@ -71,4 +71,3 @@ class Batches:
         """Ends the reading thread."""
         if self._reader is not None:
             self._reader.shutdown(wait=True, cancel_futures=True)
-

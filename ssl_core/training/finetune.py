@@ -62,7 +62,15 @@ def run(ctx: StepContext) -> StepOutput:
     recipe = digest([recipe_digest(ctx.project, "finetune"), dataset.sha256, registered.sha256])
     checkpoints = CheckpointFiles(ctx.checkpoints, ctx.store.scratch, recipe, ctx.progress.note)
     made = finetune_from(
-        encoder, info, images, task, runtime, checkpoints=checkpoints, stop=ctx.stop, progress=ctx.progress, tracker=ctx.tracker
+        encoder,
+        info,
+        images,
+        task,
+        runtime,
+        checkpoints=checkpoints,
+        stop=ctx.stop,
+        progress=ctx.progress,
+        tracker=ctx.tracker,
     )
     folder = ctx.out / "model"
     save_classifier(folder, made.model)
@@ -125,18 +133,21 @@ def draw_labels(images: Images, task: ImageClassificationConfig) -> np.ndarray:
     if missing:
         raise UserError(
             f"no labelled training image of {', '.join(missing)} ({len(available)} labelled in all, {len(images.classes)} classes)",
-            place="data.labels", next_step="label at least one image of each class (two or more are better), or list fewer data.classes",
+            place="data.labels",
+            next_step="label at least one image of each class (two or more are better), or list fewer data.classes",
         )
     if task.labels == "all":
         return available
     if task.labels > len(available):
         raise UserError(
-            f"asks for {task.labels} labels, but the training split has {len(available)}", place="task.labels",
+            f"asks for {task.labels} labels, but the training split has {len(available)}",
+            place="task.labels",
             next_step=f"set task.labels to all, or to {len(available)} or less",
         )
     if task.labels < len(images.classes):
         raise UserError(
-            f"asks for {task.labels} labels, but there are {len(images.classes)} classes", place="task.labels",
+            f"asks for {task.labels} labels, but there are {len(images.classes)} classes",
+            place="task.labels",
             next_step=f"set task.labels to {len(images.classes)} or more",
         )
     drawn = nested_draws(labels, [task.labels], 1, task.seed)[0][task.labels]

@@ -170,9 +170,14 @@ class Monitor:
         pixels = torch.from_numpy(np.ascontiguousarray(self.pixels[self.train])).to(self.device)
         first, second = (self._encode(self.views(pixels, view)) for view in (0, 1))
         return Gauge(
-            step=step, loss=loss, chance_loss=chance_loss(self.batch_size),
-            spread=spread(features), effective_rank=effective_rank(features),
-            alignment=alignment(first, second), uniformity=uniformity(features), knn_accuracy=self._knn_accuracy(),
+            step=step,
+            loss=loss,
+            chance_loss=chance_loss(self.batch_size),
+            spread=spread(features),
+            effective_rank=effective_rank(features),
+            alignment=alignment(first, second),
+            uniformity=uniformity(features),
+            knn_accuracy=self._knn_accuracy(),
         )
 
     def _knn_accuracy(self) -> float | None:
@@ -200,7 +205,12 @@ def report(monitor: Monitor, measured: dict[str, Any], reason: str | None) -> di
         "reason": reason,
         **(asdict(monitor.history[-1]) if monitor.history else {}),
         **measured,
-        "thresholds": {"spread": SPREAD_FLOOR, "effective_rank": RANK_FLOOR, "loss_share_of_chance": CHANCE_SHARE, "chance_patience": CHANCE_PATIENCE},
+        "thresholds": {
+            "spread": SPREAD_FLOOR,
+            "effective_rank": RANK_FLOOR,
+            "loss_share_of_chance": CHANCE_SHARE,
+            "chance_patience": CHANCE_PATIENCE,
+        },
         "gauges": [asdict(gauge) for gauge in monitor.history],
     }
 

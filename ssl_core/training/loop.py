@@ -40,11 +40,14 @@ def setup(runtime: Runtime) -> Accelerator:
     """An ``Accelerator`` for ``runtime``; it places, casts and scales, and seeds or logs nothing."""
     # Accelerate keeps its state per process; a second run in this process may want another device or precision.
     AcceleratorState._reset_state(reset_partial_state=True)
-    accelerator = Accelerator(cpu=runtime.device == "cpu", mixed_precision="bf16" if runtime.precision == "bfloat16" else "no")
+    accelerator = Accelerator(
+        cpu=runtime.device == "cpu", mixed_precision="bf16" if runtime.precision == "bfloat16" else "no"
+    )
     if accelerator.num_processes > 1:
         # Each would train on the same batches: a contrastive loss over several processes has to gather its negatives.
         raise UserError(
-            f"{accelerator.num_processes} processes were started, but pretraining runs in one", place="pretrain",
+            f"{accelerator.num_processes} processes were started, but pretraining runs in one",
+            place="pretrain",
             next_step="start the step without torchrun or accelerate launch",
         )
     return accelerator
@@ -100,12 +103,18 @@ def fit(
                 window.add(*train_step(step, objective, prepared, batches, accelerator, config.seed))
                 done = step + 1
                 epoch_ends = done % batches.per_epoch == 0
-                due = epoch_ends if config.checkpoint_seconds == 0 else time.monotonic() - saved_at >= config.checkpoint_seconds
+                due = (
+                    epoch_ends
+                    if config.checkpoint_seconds == 0
+                    else time.monotonic() - saved_at >= config.checkpoint_seconds
+                )
                 stopping = stop.is_set()
                 # Before the state is stored or looked at, the losses up to here are read and found finite.
                 if done % look_every == 0 or done in gauges or due or stopping:
                     steps, shown = window.close(done, optimizer.param_groups[0]["lr"])
-                    bar.advance(steps, epoch=f"{math.ceil(done / batches.per_epoch)}/{config.epochs}", loss=f"{shown:.3f}")
+                    bar.advance(
+                        steps, epoch=f"{math.ceil(done / batches.per_epoch)}/{config.epochs}", loss=f"{shown:.3f}"
+                    )
                 if done in gauges:
                     gauge = monitor.observe(done, pace.loss_sum / pace.loss_count, warmup)
                     tracker.metrics(gauge.metrics(), done)

@@ -74,8 +74,11 @@ class Window:
         pace.loss_count += len(losses)
         mean = sum(losses) / len(losses)
         curves = {name: float(value) for name, value in self._metrics.items()} | {
-            "loss": mean, "learning_rate": learning_rate, "gradient_norm": norms[-1],
-            "images_per_second": self._images / seconds, "data_wait_share": self._waited / seconds,
+            "loss": mean,
+            "learning_rate": learning_rate,
+            "gradient_norm": norms[-1],
+            "images_per_second": self._images / seconds,
+            "data_wait_share": self._waited / seconds,
         }
         self._tracker.metrics(curves, done)
         self._losses, self._norms, self._images, self._waited = [], [], 0, 0.0

@@ -59,7 +59,8 @@ def run(ctx: StepContext) -> StepOutput:
     train = images.positions("train")
     if len(train) < MIN_TRAIN_IMAGES:
         raise UserError(
-            f"{len(train)} training images; pretraining needs at least {MIN_TRAIN_IMAGES}", place=f"dataset {dataset.tag or dataset.name}",
+            f"{len(train)} training images; pretraining needs at least {MIN_TRAIN_IMAGES}",
+            place=f"dataset {dataset.tag or dataset.name}",
             next_step="add images to data.source, or raise data.split.train",
         )
     preprocessing = measure_preprocessing(images.pixels, train)
@@ -72,14 +73,19 @@ def run(ctx: StepContext) -> StepOutput:
         "train_images": len(train), "encoder_parameters": parameter_count(encoder),
     }  # fmt: skip
     ctx.tracker.params({"resolved": resolved})
-    ctx.progress.note(f"{len(train):,} images, {resolved['encoder_parameters']:,} parameters, {runtime.device}, {runtime.precision}, {runtime.threads} threads")
+    ctx.progress.note(
+        f"{len(train):,} images, {resolved['encoder_parameters']:,} parameters, {runtime.device}, {runtime.precision}, {runtime.threads} threads"
+    )
 
     monitor = Monitor(
         encoder, preprocessing, images.pixels, train, batch_size, views=_views(objective, config.seed),
         device=runtime.device, precision=runtime.precision, labelled=_labelled(images),
     )  # fmt: skip
     checkpoints = CheckpointFiles(
-        ctx.checkpoints, ctx.store.scratch, digest([recipe_digest(project, "pretrain"), dataset.sha256]), ctx.progress.note
+        ctx.checkpoints,
+        ctx.store.scratch,
+        digest([recipe_digest(project, "pretrain"), dataset.sha256]),
+        ctx.progress.note,
     )
     try:
         pace = fit(
@@ -90,7 +96,8 @@ def run(ctx: StepContext) -> StepOutput:
         output = _publish_health(ctx, report(monitor, {"resolved": resolved}, str(fault)))
         output.outputs = {"health": Output("report", HEALTH_FILE)}
         raise CheckFailed(
-            str(fault), place="pretrain",
+            str(fault),
+            place="pretrain",
             next_step=f"see {HEALTH_FILE}; lower pretrain.learning_rate, raise pretrain.batch_size or weaken objective.augment",
             output=output,
         ) from fault
@@ -147,7 +154,17 @@ def _publish_health(ctx: StepContext, document: dict[str, Any]) -> StepOutput:
     # NaN is no JSON: what is not finite becomes null, and the reason says so in words.
     path.write_text(json.dumps(_finite(document), indent=1, allow_nan=False) + "\n", encoding="utf-8")
     link = ctx.tracker.artifact(path)
-    names = ("loss", "chance_loss", "spread", "effective_rank", "alignment", "uniformity", "knn_accuracy", "images_per_second", "data_wait_share")
+    names = (
+        "loss",
+        "chance_loss",
+        "spread",
+        "effective_rank",
+        "alignment",
+        "uniformity",
+        "knn_accuracy",
+        "images_per_second",
+        "data_wait_share",
+    )
     metrics = {name: float(document[name]) for name in names if document.get(name) is not None}
     return StepOutput(metrics=metrics, links={"Health report": link} if link else {}, summary=document["reason"] or "")
 

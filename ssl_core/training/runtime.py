@@ -33,7 +33,8 @@ def resolve_runtime(config: PretrainConfig) -> Runtime:
         device = "cuda" if torch.cuda.is_available() else "cpu"
     elif device == "cuda" and not torch.cuda.is_available():
         raise UserError(
-            "cuda was asked for, but torch sees no GPU", place="pretrain.device",
+            "cuda was asked for, but torch sees no GPU",
+            place="pretrain.device",
             next_step="use device: auto or cpu, or install the CUDA build of torch",
         )
     precision: Precision

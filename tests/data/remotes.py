@@ -72,6 +72,11 @@ def dataset_folder(folder: Path, shards: list[bytes], **info: Any) -> Path:
     folder.mkdir(parents=True)
     for number, shard in enumerate(shards):
         (folder / f"data-{number:05d}.parquet").write_bytes(shard)
-    content = {"rows": len(shards), "labelled": 1, "classes": ["a", "b"], "files": {p.name: md5(p.read_bytes()) for p in sorted(folder.iterdir())}}
+    content = {
+        "rows": len(shards),
+        "labelled": 1,
+        "classes": ["a", "b"],
+        "files": {p.name: md5(p.read_bytes()) for p in sorted(folder.iterdir())},
+    }
     (folder / "dataset.json").write_text(json.dumps(content | info))
     return folder

@@ -106,7 +106,9 @@ def test_a_label_outside_the_classes_is_not_taken_for_none(settings: Settings) -
     assert memory.Images(np.zeros((3, 1, 8, 8), np.uint8), missing, ["cat", "dog"]).labels.tolist() == [0, -1, -1]
 
 
-def test_the_second_opening_decodes_nothing(ref: DatasetRef, settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_second_opening_decodes_nothing(
+    ref: DatasetRef, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
     first = memory.open_images(ref, settings, size=12, channels=1)
     monkeypatch.setattr(memory, "_decode_batch", None)
     np.testing.assert_array_equal(memory.open_images(ref, settings, size=12, channels=1).pixels, first.pixels)
@@ -137,7 +139,9 @@ def test_a_damaged_cache_is_decoded_again(ref: DatasetRef, settings: Settings, d
     np.testing.assert_array_equal(memory.open_images(ref, settings, size=12, channels=1).pixels, before)
 
 
-def test_batches_follow_one_another_across_shards_and_row_groups(tmp_path: Path, settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_batches_follow_one_another_across_shards_and_row_groups(
+    tmp_path: Path, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("ssl_core.data.dataset.SHARD_BYTES", 6000)
     monkeypatch.setattr("ssl_core.data.dataset.ROW_GROUP_BYTES", 1500)
     monkeypatch.setattr(memory, "_BATCH_BYTES", 7 * 200)

@@ -38,7 +38,12 @@ def make_step(
         path.mkdir(parents=True, exist_ok=True)
         (path / "validation.json").write_text(json.dumps({"passed": True, "dataset": {"md5": candidate.md5}} | report))
         validation = ArtifactRef(kind="validation", uri=uri, sha256=path_sha256(path), producer="validate/k")
-        return make_context(make_project(), step="publish", inputs={"candidate": candidate, "validation": validation}, tracker=NoTracker())
+        return make_context(
+            make_project(),
+            step="publish",
+            inputs={"candidate": candidate, "validation": validation},
+            tracker=NoTracker(),
+        )
 
     return make
 
@@ -72,7 +77,9 @@ def test_running_again_gives_the_same_version(make_step: Callable[..., StepConte
         ({"dataset": {}}, "not a validation report"),
     ],
 )
-def test_only_this_candidates_passed_report_counts(make_step: Callable[..., StepContext], settings: Settings, report: dict[str, Any], says: str) -> None:
+def test_only_this_candidates_passed_report_counts(
+    make_step: Callable[..., StepContext], settings: Settings, report: dict[str, Any], says: str
+) -> None:
     with pytest.raises(UserError, match=says):
         publish.run(make_step(1, **report))
     assert DataRepository(settings).versions("tiny") == []

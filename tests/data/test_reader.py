@@ -128,8 +128,16 @@ def test_a_remote_in_object_storage_is_read(work: Path, settings: Settings, tmp_
     assert error.value.place == f"memory://bucket/dvc/files/md5/00/{'0' * 30}.dir"
 
 
-def test_an_unreachable_remote_is_a_try_again(ref: DatasetRef, settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
-    environment = {"ENDPOINT_URL": "http://127.0.0.1:9", "MAX_ATTEMPTS": "1", "ACCESS_KEY_ID": "me", "SECRET_ACCESS_KEY": "s", "REGION": "x"}
+def test_an_unreachable_remote_is_a_try_again(
+    ref: DatasetRef, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    environment = {
+        "ENDPOINT_URL": "http://127.0.0.1:9",
+        "MAX_ATTEMPTS": "1",
+        "ACCESS_KEY_ID": "me",
+        "SECRET_ACCESS_KEY": "s",
+        "REGION": "x",
+    }
     for name, value in environment.items():
         monkeypatch.setenv(f"AWS_{name}", value)
     there = ref.model_copy(update={"remote": "s3://bucket/dvc"})
@@ -150,7 +158,9 @@ def test_a_listing_cannot_write_outside(ref: DatasetRef, settings: Settings, nam
         reader.fetch(ref.model_copy(update={"md5": address}), settings)
 
 
-def test_a_full_disk_leaves_nothing_half_fetched(ref: DatasetRef, settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_disk_leaves_nothing_half_fetched(
+    ref: DatasetRef, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def full(descriptor: int) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 

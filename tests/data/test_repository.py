@@ -65,7 +65,13 @@ def grown(tmp_path_factory: pytest.TempPathFactory) -> tuple[Settings, list[set[
     held = []
     for shards in ([OLD], [OLD, MORE]):
         repository.publish(_grow(repository, dataset_folder(root / "work", shards)))
-        held.append({f"{p}:{p.stat().st_ino}:{p.stat().st_mtime_ns}" for p in Path(settings.dvc_remote_url).rglob("*") if p.is_file()})
+        held.append(
+            {
+                f"{p}:{p.stat().st_ino}:{p.stat().st_mtime_ns}"
+                for p in Path(settings.dvc_remote_url).rglob("*")
+                if p.is_file()
+            }
+        )
     return settings, held
 
 
@@ -77,7 +83,10 @@ def test_versions_are_read_back_by_content_address(grown: tuple[Settings, list[s
     assert first.md5.endswith(".dir")
     # The old version can be read although a newer one exists.
     assert {p.name: p.read_bytes() for p in fetch(first, elsewhere).glob("data-*")} == {"data-00000.parquet": OLD}
-    assert {p.name: p.read_bytes() for p in fetch(second, elsewhere).glob("data-*")} == {"data-00000.parquet": OLD, "data-00001.parquet": MORE}
+    assert {p.name: p.read_bytes() for p in fetch(second, elsewhere).glob("data-*")} == {
+        "data-00000.parquet": OLD,
+        "data-00001.parquet": MORE,
+    }
 
 
 def test_growth_stores_only_what_is_new(grown: tuple[Settings, list[set[str]]]) -> None:
@@ -188,7 +197,9 @@ except TryAgain as error:
 def test_a_full_disk_publishes_nothing(settings: Settings, folder: Callable[..., Path]) -> None:
     # A limit on the size of files makes each large write fail half-way, as a full disk does.
     work = folder(os.urandom(4_000_000))
-    done = subprocess.run([sys.executable, "-c", _FULL, str(settings.root), str(work)], capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", _FULL, str(settings.root), str(work)], capture_output=True, text=True, check=True
+    )
     assert "no space left while writing data; nothing was published" in done.stdout, done
     repository = DataRepository(settings)
     assert repository.versions("tiny") == repository.candidates() == []
@@ -207,7 +218,9 @@ def test_nothing_exists_before_the_first_write(repository: DataRepository, setti
         repository.resolve("tiny", "latest")
 
 
-def test_a_reference_is_rebuilt_from_git(repository: DataRepository, settings: Settings, folder: Callable[..., Path]) -> None:
+def test_a_reference_is_rebuilt_from_git(
+    repository: DataRepository, settings: Settings, folder: Callable[..., Path]
+) -> None:
     published = repository.publish(_grow(repository, folder(OLD, rows=7, labelled=3, classes=["x", "y", "z"])))
     assert repository.versions("tiny") == [published]
     assert (published.rows, published.labelled, published.classes, published.producer) == (7, 3, 3, "ingest/k")
@@ -220,14 +233,41 @@ def test_resolve_takes_names_and_commits(repository: DataRepository, folder: Cal
     other = repository.publish(_grow(repository, folder(MORE), name="other"))
     second = repository.publish(_grow(repository, folder(OLD, MORE)))
     candidate = _grow(repository, folder(OLD, MORE, OLD))
-    assert repository.resolve("tiny", "latest") == repository.resolve("tiny", "v2") == repository.resolve("tiny", "tiny@v2") == second
+    assert (
+        repository.resolve("tiny", "latest")
+        == repository.resolve("tiny", "v2")
+        == repository.resolve("tiny", "tiny@v2")
+        == second
+    )
     assert repository.resolve("tiny", first.revision) == repository.resolve("tiny", first.revision[:9]) == first
     assert repository.resolve("tiny", other.revision) == first  # what tiny was when other was published
     assert repository.resolve("tiny", candidate.revision) == candidate
 
 
-@pytest.mark.parametrize("revision", ["v9", "v0", "v01", "tiny@v9", "other@v1", "--help", "-v1", "main", "HEAD", "deadbeef", "v1~1", "v1 ", "a/b", "", "v1\n", "ｖ1"])
-def test_unknown_and_hostile_revisions_are_refused(repository: DataRepository, folder: Callable[..., Path], revision: str) -> None:
+@pytest.mark.parametrize(
+    "revision",
+    [
+        "v9",
+        "v0",
+        "v01",
+        "tiny@v9",
+        "other@v1",
+        "--help",
+        "-v1",
+        "main",
+        "HEAD",
+        "deadbeef",
+        "v1~1",
+        "v1 ",
+        "a/b",
+        "",
+        "v1\n",
+        "ｖ1",
+    ],
+)
+def test_unknown_and_hostile_revisions_are_refused(
+    repository: DataRepository, folder: Callable[..., Path], revision: str
+) -> None:
     repository.publish(_grow(repository, folder(OLD)))
     with pytest.raises(UserError) as error:
         repository.resolve("tiny", revision)
@@ -236,7 +276,11 @@ def test_unknown_and_hostile_revisions_are_refused(repository: DataRepository, f
 
 @pytest.mark.parametrize("name", ["--upload-pack=x", "../tiny", "Tiny", "a b", "", "a\n"])
 def test_hostile_names_are_refused(repository: DataRepository, folder: Callable[..., Path], name: str) -> None:
-    for call in (lambda: repository.versions(name), lambda: repository.resolve(name), lambda: _grow(repository, folder(OLD), name=name)):
+    for call in (
+        lambda: repository.versions(name),
+        lambda: repository.resolve(name),
+        lambda: _grow(repository, folder(OLD), name=name),
+    ):
         with pytest.raises(UserError):
             call()
 
@@ -257,7 +301,9 @@ def test_credentials_are_neither_recorded_nor_shown(tmp_path: Path, quick: None,
     assert "SSL_DATA_REPO" in str(error.value)
 
 
-def test_main_has_one_commit_per_version_and_one_tag(repository: DataRepository, settings: Settings, folder: Callable[..., Path]) -> None:
+def test_main_has_one_commit_per_version_and_one_tag(
+    repository: DataRepository, settings: Settings, folder: Callable[..., Path]
+) -> None:
     for shards in ([OLD], [OLD, MORE]):
         repository.publish(_grow(repository, folder(*shards)))
     bare = Path(settings.data_repo_url)
@@ -269,7 +315,9 @@ def test_main_has_one_commit_per_version_and_one_tag(repository: DataRepository,
     assert repository.candidates() == []  # both branches are gone
 
 
-def test_versions_are_ordered_by_number(repository: DataRepository, settings: Settings, folder: Callable[..., Path]) -> None:
+def test_versions_are_ordered_by_number(
+    repository: DataRepository, settings: Settings, folder: Callable[..., Path]
+) -> None:
     repository.publish(_grow(repository, folder(OLD)))
     for number in (10, 2, 9):
         _git("tag", f"tiny@v{number}", "main", cwd=Path(settings.data_repo_url))
@@ -301,7 +349,9 @@ def test_publishing_twice_is_harmless(repository: DataRepository, folder: Callab
     assert len(repository.versions("tiny")) == 1
 
 
-def test_ingesting_again_brings_back_what_the_remote_lost(repository: DataRepository, settings: Settings, folder: Callable[..., Path]) -> None:
+def test_ingesting_again_brings_back_what_the_remote_lost(
+    repository: DataRepository, settings: Settings, folder: Callable[..., Path]
+) -> None:
     version = repository.publish(_grow(repository, folder(OLD)))
     (lost,) = [p for p in Path(version.remote).rglob("*") if p.is_file() and p.stat().st_size == len(OLD)]
     lost.unlink()
@@ -329,7 +379,9 @@ def test_a_dropped_candidate_cannot_be_published(repository: DataRepository, fol
         repository.publish(candidate)
 
 
-def test_a_faster_writer_elsewhere_is_not_overwritten(tmp_path: Path, quick: None, folder: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_faster_writer_elsewhere_is_not_overwritten(
+    tmp_path: Path, quick: None, folder: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
     shared = {"data_repo": str(tmp_path / "data.git"), "dvc_remote": str(tmp_path / "remote")}
     here, there = (DataRepository(Settings(home=tmp_path / home, **shared)) for home in ("here", "there"))
     candidate = _grow(here, folder(OLD))
@@ -350,7 +402,9 @@ def test_a_faster_writer_elsewhere_is_not_overwritten(tmp_path: Path, quick: Non
     assert set(_git("ls-tree", "--name-only", "main", cwd=tmp_path / "data.git").split()) >= {"tiny", "other"}
 
 
-def test_a_refused_push_publishes_neither_branch_nor_tag(repository: DataRepository, settings: Settings, folder: Callable[..., Path]) -> None:
+def test_a_refused_push_publishes_neither_branch_nor_tag(
+    repository: DataRepository, settings: Settings, folder: Callable[..., Path]
+) -> None:
     candidate = _grow(repository, folder(OLD))
     hook = Path(settings.data_repo_url) / "hooks" / "update"
     hook.parent.mkdir(exist_ok=True)
@@ -364,7 +418,9 @@ def test_a_refused_push_publishes_neither_branch_nor_tag(repository: DataReposit
     assert repository.publish(candidate).tag == "tiny@v1"
 
 
-def test_a_remote_repository_is_read_through_a_mirror(tmp_path: Path, quick: None, folder: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_remote_repository_is_read_through_a_mirror(
+    tmp_path: Path, quick: None, folder: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
     bare = tmp_path / "hosted.git"
     _git("init", "--quiet", "--bare", "--initial-branch=main", str(bare), cwd=tmp_path)
     monkeypatch.setenv("GIT_CONFIG_COUNT", "1")
@@ -382,16 +438,22 @@ def test_a_remote_repository_is_read_through_a_mirror(tmp_path: Path, quick: Non
     assert reader.resolve("tiny", first.revision[:8]) == first
 
 
-def test_the_callers_git_environment_does_not_interfere(repository: DataRepository, folder: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_callers_git_environment_does_not_interfere(
+    repository: DataRepository, folder: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     config = tmp_path / "gitconfig"
-    config.write_text("[commit]\n\tgpgsign = true\n[core]\n\thooksPath = /nowhere\n\tautocrlf = true\n[user]\n\tuseConfigOnly = true\n")
+    config.write_text(
+        "[commit]\n\tgpgsign = true\n[core]\n\thooksPath = /nowhere\n\tautocrlf = true\n[user]\n\tuseConfigOnly = true\n"
+    )
     monkeypatch.setenv("GIT_CONFIG_GLOBAL", str(config))
     monkeypatch.setenv("GIT_DIR", str(tmp_path / "elsewhere"))
     monkeypatch.setenv("GIT_INDEX_FILE", str(tmp_path / "index"))
     assert repository.publish(_grow(repository, folder(OLD))).tag == "tiny@v1"
 
 
-def test_a_damaged_record_is_named(repository: DataRepository, settings: Settings, folder: Callable[..., Path], tmp_path: Path) -> None:
+def test_a_damaged_record_is_named(
+    repository: DataRepository, settings: Settings, folder: Callable[..., Path], tmp_path: Path
+) -> None:
     repository.publish(_grow(repository, folder(OLD)))
     clone = tmp_path / "clone"
     _git("clone", "--quiet", settings.data_repo_url, str(clone), cwd=tmp_path)
@@ -403,7 +465,9 @@ def test_a_damaged_record_is_named(repository: DataRepository, settings: Setting
         repository.versions("tiny")
 
 
-def test_reading_versions_is_quick_and_needs_no_dvc(repository: DataRepository, settings: Settings, folder: Callable[..., Path]) -> None:
+def test_reading_versions_is_quick_and_needs_no_dvc(
+    repository: DataRepository, settings: Settings, folder: Callable[..., Path]
+) -> None:
     repository.publish(_grow(repository, folder(OLD)))
     code = (
         "import sys; from pathlib import Path; from ssl_core.config.settings import Settings\n"

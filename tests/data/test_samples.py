@@ -95,7 +95,11 @@ def test_only_arrays_of_numbers_are_unpickled(value: object) -> None:
 
 
 def test_offline_says_what_to_do_and_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(samples, "_package_clients", lambda: [[sys.executable, "-c", "import sys; sys.exit('ERROR: no route to https://me:secret@index')"]])
+    monkeypatch.setattr(
+        samples,
+        "_package_clients",
+        lambda: [[sys.executable, "-c", "import sys; sys.exit('ERROR: no route to https://me:secret@index')"]],
+    )
     with pytest.raises(TryAgain, match="cannot download animal-mnist") as error:
         samples.sample_items("animals", tmp_path)
     assert "sample://digits" in error.value.next_step

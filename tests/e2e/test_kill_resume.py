@@ -66,7 +66,10 @@ def train_in(step: str, folder: Path) -> None:
     images = striped_images(folder / f"decoded-{os.getpid()}")
     pretrain._open = lambda ctx, dataset: images  # type: ignore[assignment]
     finetune.open_images = lambda *_, **__: images  # type: ignore[assignment]
-    config = TINY | {"pretrain": {**TINY["pretrain"], "epochs": EPOCHS}, "task": {"labels": 8, "epochs": EPOCHS, "batch_size": 16}}
+    config = TINY | {
+        "pretrain": {**TINY["pretrain"], "epochs": EPOCHS},
+        "task": {"labels": 8, "epochs": EPOCHS, "batch_size": 16},
+    }
     project = ProjectConfig.model_validate({"name": "tiny", "data": {"source": "sample://digits"}, **config})
     encoder = Path(store.path("tiny/pretrain/e/out/encoder"))
     if not encoder.exists():

@@ -148,6 +148,7 @@ def test_few_labelled_test_samples_are_warned_of_everywhere(step):
 
 def row(labels, count, low, middle, high):
     """A row where random init is ``low``, classical ``middle``, pretrained ``high``."""
+
     def near(mean):
         return {"mean": mean, "low": mean - 0.02, "high": mean + 0.02}
 
@@ -174,10 +175,20 @@ def test_table_says_each_budget_and_the_gain_over_the_stronger_rival():
     console = Console(width=80, record=True, file=open("/dev/null", "w"))  # noqa: SIM115, PTH123
     console.print(render(REPORT))
     text = console.export_text()
-    for part in ("90.0 [88.0, 92.0]", "+20.0*", " all ", "70.0 [68.0, 72.0] SVM", "a note", "accuracy 0.970 [0.950, 0.990]"):
+    for part in (
+        "90.0 [88.0, 92.0]",
+        "+20.0*",
+        " all ",
+        "70.0 [68.0, 72.0] SVM",
+        "a note",
+        "accuracy 0.970 [0.950, 0.990]",
+    ):
         assert part in text
     assert "+40.0" not in text  # over random init, which is the weaker one here
-    assert "| 10 | 0.700 [0.680, 0.720] SVM | 0.500 [0.480, 0.520] | 0.900 [0.880, 0.920] | +0.200 [+0.180, +0.220] |" in markdown(REPORT)
+    assert (
+        "| 10 | 0.700 [0.680, 0.720] SVM | 0.500 [0.480, 0.520] | 0.900 [0.880, 0.920] | +0.200 [+0.180, +0.220] |"
+        in markdown(REPORT)
+    )
 
 
 def test_json_has_the_documented_form():
@@ -216,7 +227,14 @@ def test_plots_of_any_number_of_classes_are_equal_for_equal_numbers(tmp_path, cl
         folder.mkdir()
         plot_label_efficiency(folder / "l.png", REPORT["label_budgets"], "tiny")
         plot_confusion(folder / "c.png", matrix, names, "title")
-        plot_embedding_map(folder / "m.png", np.random.default_rng(1).normal(size=(90, 2)), np.arange(90) % classes, names, "tiny", "PCA")
+        plot_embedding_map(
+            folder / "m.png",
+            np.random.default_rng(1).normal(size=(90, 2)),
+            np.arange(90) % classes,
+            names,
+            "tiny",
+            "PCA",
+        )
     for name in ("l.png", "c.png", "m.png"):
         assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
 

@@ -57,7 +57,9 @@ def test_a_good_encoder_helps_and_says_how_much(scene):
 def test_an_encoder_that_is_no_better_than_random_is_not_praised(scene):
     task, pixels, random_init, _ = scene
     generator = np.random.default_rng(9)
-    useless = Encoded(generator.normal(size=(120, 4)).astype(np.float32), generator.normal(size=(40, 4)).astype(np.float32))
+    useless = Encoded(
+        generator.normal(size=(120, 4)).astype(np.float32), generator.normal(size=(40, 4)).astype(np.float32)
+    )
     for row in did_it_help(task, pixels, random_init, useless, CONFIG)[0]:
         assert row["differences"]["pretrained_minus_random_init"]["low"] <= 0
 
@@ -184,7 +186,10 @@ def test_classical_baselines_on_digits_are_as_strong_as_they_are_known_to_be():
 
 def test_svm_survives_labels_of_one_class_and_too_many_labels(monkeypatch):
     generator = np.random.default_rng(0)
-    pixels = Pixels.of(generator.integers(0, 255, (40, 1, 20, 20), dtype=np.uint8), generator.integers(0, 255, (5, 1, 20, 20), dtype=np.uint8))
+    pixels = Pixels.of(
+        generator.integers(0, 255, (40, 1, 20, 20), dtype=np.uint8),
+        generator.integers(0, 255, (5, 1, 20, 20), dtype=np.uint8),
+    )
     one = np.full((1, 40), -1)
     one[0, 4] = 2
     assert (svm_predictions(pixels, one) == 2).all()

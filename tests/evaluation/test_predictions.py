@@ -20,7 +20,7 @@ from ssl_core.evaluation.predictions import (
 IDS = ["c", "a", "b"]
 LABELS = np.array([2, 0, 1])
 SCORES = np.array([[0.1, 0.2, 0.7], [0.5, 0.3, 0.2], [0.6, 0.3, 0.1]], dtype=np.float32)
-CLASSES = ["ant", "büg, \"quoted\"", "cat"]
+CLASSES = ["ant", 'büg, "quoted"', "cat"]
 
 
 def test_round_trip_is_sorted_and_exact(tmp_path):
@@ -40,7 +40,9 @@ def test_round_trip_is_sorted_and_exact(tmp_path):
 
 def test_equal_predictions_give_equal_bytes(tmp_path):
     for name, order in (("x", [0, 1, 2]), ("y", [2, 0, 1])):
-        write_predictions(tmp_path / name, make_predictions([IDS[i] for i in order], LABELS[order], SCORES[order], CLASSES))
+        write_predictions(
+            tmp_path / name, make_predictions([IDS[i] for i in order], LABELS[order], SCORES[order], CLASSES)
+        )
     assert (tmp_path / "x").read_bytes() == (tmp_path / "y").read_bytes()
 
 

@@ -112,7 +112,9 @@ def test_spreading_agrees_with_scikit_learn_on_the_same_graph(blobs):
     labels = few(y, 3)
     graph = SpreadGraph(x, alpha=0.9, class_mass=False)
 
-    theirs = LabelSpreading(kernel=lambda a, b: graph.weights.toarray(), alpha=0.9, max_iter=5000, tol=1e-9).fit(x, labels)
+    theirs = LabelSpreading(kernel=lambda a, b: graph.weights.toarray(), alpha=0.9, max_iter=5000, tol=1e-9).fit(
+        x, labels
+    )
     np.testing.assert_allclose(graph.spread(labels, 4), theirs.label_distributions_, atol=1e-4)
 
 
@@ -166,7 +168,12 @@ def test_identical_samples_and_a_constant_encoder_give_finite_answers():
     x = np.ones((50, 8), dtype=np.float32)
     labels = np.full(50, -1)
     labels[:2] = [0, 1]
-    for scores in (spread_labels(x, labels), label_spreading_scores(x, labels, x[:5]), knn_scores(x, labels, x[:5]), linear_scores(x, labels, x[:5])):
+    for scores in (
+        spread_labels(x, labels),
+        label_spreading_scores(x, labels, x[:5]),
+        knn_scores(x, labels, x[:5]),
+        linear_scores(x, labels, x[:5]),
+    ):
         assert np.isfinite(scores).all()
         np.testing.assert_allclose(scores.sum(1), 1, atol=1e-5)
 

@@ -84,7 +84,9 @@ def test_gradient_agrees_with_finite_differences():
     for index in ((0, 0), (2, 3)):
         shift = torch.zeros_like(z0)
         shift[index] = step
-        numeric = (slow_nt_xent(z0.detach() + shift, z1.detach(), 0.5) - slow_nt_xent(z0.detach() - shift, z1.detach(), 0.5)) / (2 * step)
+        numeric = (
+            slow_nt_xent(z0.detach() + shift, z1.detach(), 0.5) - slow_nt_xent(z0.detach() - shift, z1.detach(), 0.5)
+        ) / (2 * step)
         assert grad[index].item() == pytest.approx(numeric, abs=1e-3)
 
 
@@ -113,7 +115,9 @@ def test_forward_is_nt_xent_of_the_two_views(pixels):
     model = simclr(temperature=0.3).eval()
     loss, metrics = model(pixels, seed=1, step=4)
     z0, z1 = (
-        F.normalize(model.projection(model.encoder(model.preprocessing.normalise(model.augment(pixels, 1, 4, v)))), dim=1)
+        F.normalize(
+            model.projection(model.encoder(model.preprocessing.normalise(model.augment(pixels, 1, 4, v)))), dim=1
+        )
         for v in (0, 1)
     )
     torch.testing.assert_close(loss, nt_xent(z0, z1, 0.3), atol=1e-5, rtol=1e-5)
@@ -124,7 +128,9 @@ def test_forward_is_nt_xent_of_the_two_views(pixels):
     torch.testing.assert_close(metrics["positive_similarity"], (z0 * z1).sum(1).mean(), atol=1e-5, rtol=0)
     torch.testing.assert_close(metrics["negative_similarity"], similarity[others].mean(), atol=1e-5, rtol=0)
     nearest = similarity.fill_diagonal_(-2).argmax(1)
-    assert metrics["contrastive_top1"].item() == pytest.approx((nearest == torch.arange(24).roll(12)).double().mean().item())
+    assert metrics["contrastive_top1"].item() == pytest.approx(
+        (nearest == torch.arange(24).roll(12)).double().mean().item()
+    )
     assert not any(value.requires_grad for value in metrics.values())
 
 

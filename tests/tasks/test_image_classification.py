@@ -202,7 +202,9 @@ def test_loss_closed_forms() -> None:
     assert torch.equal(smoothed[2], one_hot[2]), "a spread label is soft as it is"
     # A weight of two counts as the same sample twice, a weight of zero as none.
     twice = soft_cross_entropy(logits[[0, 0, 1]], one_hot[[0, 0, 1]], weights)
-    assert float(soft_cross_entropy(logits, one_hot, torch.tensor([2.0, 1.0, 0.0]))) == pytest.approx(float(twice), rel=1e-6)
+    assert float(soft_cross_entropy(logits, one_hot, torch.tensor([2.0, 1.0, 0.0]))) == pytest.approx(
+        float(twice), rel=1e-6
+    )
 
 
 def test_batches_hold_classes_equally_often() -> None:
@@ -236,7 +238,16 @@ def test_non_finite_loss_stops_with_the_key() -> None:
     encoder = build_encoder(ENCODER, 1, seed=0)
     next(iter(encoder.parameters())).data.fill_(float("nan"))
     with pytest.raises(CheckFailed, match=r"task\.learning_rate: the loss is not finite"):
-        train_classifier(encoder, info, images, np.arange(16), NONE, ImageClassificationConfig(epochs=1), ["a", "b", "c", "d"], threads=1)
+        train_classifier(
+            encoder,
+            info,
+            images,
+            np.arange(16),
+            NONE,
+            ImageClassificationConfig(epochs=1),
+            ["a", "b", "c", "d"],
+            threads=1,
+        )
 
 
 def test_stop_is_heard() -> None:

@@ -61,9 +61,17 @@ class Bench:
         self.tracker = NoTracker()
         self.steps_done: list[int] = []
 
-    def start(self, *, seed: int = 0, before_step: Callable[[int, SimCLR], None] | None = None, stop: threading.Event | None = None) -> Pace:
+    def start(
+        self,
+        *,
+        seed: int = 0,
+        before_step: Callable[[int, SimCLR], None] | None = None,
+        stop: threading.Event | None = None,
+    ) -> Pace:
         """Builds everything anew, as a new process would, and trains; ``before_step`` may interfere."""
-        config = PretrainConfig(**{"epochs": 4, "batch_size": 16, "threads": 1, "seed": seed, "checkpoint_seconds": 0} | self.config)
+        config = PretrainConfig(
+            **{"epochs": 4, "batch_size": 16, "threads": 1, "seed": seed, "checkpoint_seconds": 0} | self.config
+        )
         runtime = resolve_runtime(config)
         preprocessing = measure_preprocessing(self.pixels, self.train)
         encoder = build_encoder(ENCODER, 1, seed=config.seed)

@@ -37,7 +37,10 @@ def _few_steps(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def context(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, make_project: Callable[..., ProjectConfig], make_context: Callable[..., StepContext]
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    make_project: Callable[..., ProjectConfig],
+    make_context: Callable[..., StepContext],
 ) -> Callable[..., StepContext]:
     def make(key: str = "k", *, labelled: int | None = None, **task: Any) -> StepContext:
         images = striped_images(tmp_path / "decoded", labelled=labelled)
@@ -46,11 +49,16 @@ def context(
             kind="registered-encoder", name="tiny-encoder", version="3", model_id="m-1", run_id="r", uri="tiny/pretrain/e/out/encoder",
             sha256="", producer="pretrain/e",
         )  # fmt: skip
-        ctx = make_context(make_project(**TINY, task=QUICK | task), step="finetune", key=key, inputs={"dataset": DATASET})
+        ctx = make_context(
+            make_project(**TINY, task=QUICK | task), step="finetune", key=key, inputs={"dataset": DATASET}
+        )
         preprocessing = measure_preprocessing(images.pixels, images.positions("train"))
         folder = Path(ctx.store.path(registered.uri))
         save_encoder(folder, build_encoder(ENCODER, 1, seed=0), EncoderInfo(ENCODER, preprocessing, 16))
-        ctx.inputs = {"dataset": DATASET, "registered_encoder": registered.model_copy(update={"sha256": path_sha256(folder)})}
+        ctx.inputs = {
+            "dataset": DATASET,
+            "registered_encoder": registered.model_copy(update={"sha256": path_sha256(folder)}),
+        }
         return ctx
 
     return make
@@ -109,7 +117,9 @@ def test_the_encoder_does_not_change_the_draw(tmp_path: Path) -> None:
     images = striped_images(tmp_path / "decoded")
     task = ImageClassificationConfig(labels=12, **QUICK)
     info = EncoderInfo(ENCODER, measure_preprocessing(images.pixels, images.positions("train")), 16)
-    one, two = (finetune.finetune_from(build_encoder(ENCODER, 1, seed=seed), info, images, task, RUNTIME) for seed in (0, 1))
+    one, two = (
+        finetune.finetune_from(build_encoder(ENCODER, 1, seed=seed), info, images, task, RUNTIME) for seed in (0, 1)
+    )
     assert np.array_equal(one.labelled, two.labelled)
     assert np.bincount(images.labels[one.labelled]).tolist() == [3, 3, 3, 3]
 
@@ -128,7 +138,9 @@ def test_all_takes_every_label_and_leaves_the_others_unlabeled(tmp_path: Path) -
         (0, "all", r"no labelled training image of left, right, top, bottom"),
     ],
 )
-def test_too_few_labels_is_the_users_error(labelled: int | None, labels: int | str, words: str, context: Callable[..., StepContext]) -> None:
+def test_too_few_labels_is_the_users_error(
+    labelled: int | None, labels: int | str, words: str, context: Callable[..., StepContext]
+) -> None:
     ctx = context(labelled=labelled, labels=labels)
     with pytest.raises(UserError, match=words) as caught:
         finetune.run(ctx)
@@ -189,7 +201,9 @@ def curve(ctx: StepContext) -> list[tuple[int, dict[str, float]]]:
 
 
 @pytest.mark.parametrize("killed_at", [(0,), (1,), (5, 6), (4, 4, 11), (2, 7, 10)])
-def test_resumed_equals_uninterrupted(context: Callable[..., StepContext], steps: Steps, killed_at: tuple[int, ...]) -> None:
+def test_resumed_equals_uninterrupted(
+    context: Callable[..., StepContext], steps: Steps, killed_at: tuple[int, ...]
+) -> None:
     whole, broken = context("whole", **LONGER), context("broken", **LONGER)
     finetune.run(whole)
     assert steps.taken == list(range(12))
@@ -208,7 +222,9 @@ def test_resumed_equals_uninterrupted(context: Callable[..., StepContext], steps
     assert curves + curve(broken) == curve(whole)
 
 
-def test_stop_saves_the_very_step(context: Callable[..., StepContext], steps: Steps, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_stop_saves_the_very_step(
+    context: Callable[..., StepContext], steps: Steps, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(classification, "CHECKPOINT_SECONDS", 1e9)
     whole, stopped = context("whole", **LONGER), context("stopped", **LONGER)
     finetune.run(whole)
@@ -240,7 +256,9 @@ def test_checkpoint_of_another_recipe_is_left_with_a_note(
     assert any("another configuration" in note for note in notes)
 
 
-def test_a_poisoned_state_is_never_stored(context: Callable[..., StepContext], steps: Steps, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_poisoned_state_is_never_stored(
+    context: Callable[..., StepContext], steps: Steps, monkeypatch: pytest.MonkeyPatch
+) -> None:
     loss = classification.soft_cross_entropy
 
     def poisoned(*arguments: Any) -> Any:

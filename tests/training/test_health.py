@@ -16,7 +16,9 @@ from ssl_core.training import health
 from ssl_core.training.health import Gauge, Monitor, Unhealthy, diagnose
 from tests.training.conftest import Bench, striped_pixels
 
-GOOD = Gauge(step=10, loss=2.0, chance_loss=math.log(31), spread=0.5, effective_rank=8.0, alignment=0.3, uniformity=-1.0)
+GOOD = Gauge(
+    step=10, loss=2.0, chance_loss=math.log(31), spread=0.5, effective_rank=8.0, alignment=0.3, uniformity=-1.0
+)
 
 
 def test_spread_is_one_for_isotropic_and_zero_for_constant_features() -> None:
@@ -132,7 +134,9 @@ def test_looking_changes_nothing(bench: Bench) -> None:
     assert bench.objective.encoder.training
 
 
-def test_weights_do_not_depend_on_who_watches(make_bench: Callable[..., Bench], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_weights_do_not_depend_on_who_watches(
+    make_bench: Callable[..., Bench], monkeypatch: pytest.MonkeyPatch
+) -> None:
     watched, alone = make_bench(), make_bench()
     watched.start()
     monkeypatch.setattr("ssl_core.training.loop.gauge_steps", lambda total: frozenset({total}))

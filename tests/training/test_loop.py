@@ -32,7 +32,11 @@ def same(first: dict[str, np.ndarray], second: dict[str, np.ndarray]) -> bool:
 
 
 def test_learns_and_repeats_itself(make_bench: MakeBench) -> None:
-    one, two, other = make_bench(config={"epochs": 10}), make_bench(config={"epochs": 10}), make_bench(config={"epochs": 10})
+    one, two, other = (
+        make_bench(config={"epochs": 10}),
+        make_bench(config={"epochs": 10}),
+        make_bench(config={"epochs": 10}),
+    )
     one.start()
     two.start()
     other.start(seed=1)

@@ -57,7 +57,11 @@ def test_leaves_an_encoder_a_golden_batch_and_a_report(context: MakeContext) -> 
     ctx = context()
     output = pretrain.run(ctx)
     assert output.outputs == {"encoder": Output("encoder", "encoder")}
-    assert {p.name for p in (ctx.out / "encoder").iterdir()} == {"encoder.safetensors", "encoder.json", "golden.safetensors"}
+    assert {p.name for p in (ctx.out / "encoder").iterdir()} == {
+        "encoder.safetensors",
+        "encoder.json",
+        "golden.safetensors",
+    }
     encoder, info = load_encoder(ctx.out / "encoder")
     golden = load_file(ctx.out / "encoder" / "golden.safetensors")
     assert golden["pixels"].shape == (16, 1, 8, 8)
@@ -66,7 +70,15 @@ def test_leaves_an_encoder_a_golden_batch_and_a_report(context: MakeContext) -> 
     assert document["healthy"]
     assert document["loss"] < document["chance_loss"]
     assert document["resolved"]["threads"] == 1
-    assert {"spread", "effective_rank", "alignment", "uniformity", "images_per_second", "data_wait_share", "knn_accuracy"} <= output.metrics.keys()
+    assert {
+        "spread",
+        "effective_rank",
+        "alignment",
+        "uniformity",
+        "images_per_second",
+        "data_wait_share",
+        "knn_accuracy",
+    } <= output.metrics.keys()
     assert "48 images" in output.summary
     assert ctx.tracker.logged_artifacts == ["health.json"]  # type: ignore[attr-defined]
     assert ctx.tracker.logged_params["resolved"]["device"] == "cpu"  # type: ignore[attr-defined]
@@ -118,7 +130,9 @@ def test_failing_run_ends_with_the_report(fault: str, context: MakeContext, monk
     assert not (ctx.out / "encoder").exists()
 
 
-def test_stopped_step_goes_on_and_ends_with_the_same_encoder(context: MakeContext, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_stopped_step_goes_on_and_ends_with_the_same_encoder(
+    context: MakeContext, monkeypatch: pytest.MonkeyPatch
+) -> None:
     whole, broken = context("whole"), context("broken")
     pretrain.run(whole)
     broken.stop = threading.Event()
@@ -132,10 +146,15 @@ def test_stopped_step_goes_on_and_ends_with_the_same_encoder(context: MakeContex
 
 
 def test_non_finite_numbers_become_null() -> None:
-    assert pretrain._finite({"a": [float("nan"), 1.0, {"b": float("inf")}], "c": 2}) == {"a": [None, 1.0, {"b": None}], "c": 2}
+    assert pretrain._finite({"a": [float("nan"), 1.0, {"b": float("inf")}], "c": 2}) == {
+        "a": [None, 1.0, {"b": None}],
+        "c": 2,
+    }
 
 
-def test_reads_a_stored_dataset_version(tmp_path: Path, make_project: Callable[..., ProjectConfig], make_context: MakeContext) -> None:
+def test_reads_a_stored_dataset_version(
+    tmp_path: Path, make_project: Callable[..., ProjectConfig], make_context: MakeContext
+) -> None:
     """From Parquet shards in a DVC remote to an encoder, with nothing replaced."""
     rng = np.random.default_rng(0)
     encoded = []

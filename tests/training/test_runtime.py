@@ -30,7 +30,9 @@ def test_auto_on_a_cpu_is_float32(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize(("native", "precision"), [(True, "bfloat16"), (False, "float32")])
-def test_auto_takes_bfloat16_only_where_the_gpu_computes_in_it(native: bool, precision: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_auto_takes_bfloat16_only_where_the_gpu_computes_in_it(
+    native: bool, precision: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: native or including_emulation)
     runtime = resolve_runtime(PretrainConfig())
