@@ -144,12 +144,17 @@ def connect(settings: Settings) -> MlflowClient:
     return mlflow.MlflowClient(tracking_uri=settings.tracking_url, registry_uri=settings.tracking_url)
 
 
+# MLflow's pages open in their GenAI view, where a training run stands below "Evaluation runs", unless the address says
+# which view is meant.
+_VIEW = "?workflowType=machine_learning"
+
+
 def run_link(settings: Settings, experiment_id: str, run_id: str, artifact: str = "") -> str:
     """The browser's address of a run, or of one of its artifacts."""
     base = f"{settings.browser_mlflow_url}/#/experiments/{experiment_id}/runs/{run_id}"
-    return f"{base}/artifacts/{artifact}" if artifact else base
+    return f"{base}/artifacts/{artifact}{_VIEW}" if artifact else base + _VIEW
 
 
 def version_link(settings: Settings, name: str, version: str) -> str:
     """The browser's address of a registered model version."""
-    return f"{settings.browser_mlflow_url}/#/models/{name}/versions/{version}"
+    return f"{settings.browser_mlflow_url}/#/models/{name}/versions/{version}{_VIEW}"

@@ -22,7 +22,9 @@ def test_the_champions_evaluation_is_found_and_an_explicit_version_wins(world):
     assert json.loads((found.folder / "evaluation.json").read_text())["model"]["accuracy"] == 0.9
     other = find_evaluation(world.settings, "tiny", second.version)
     assert json.loads((other.folder / "evaluation.json").read_text())["model"]["accuracy"] == 0.75
-    assert other.links["Model"].endswith(f"/models/tiny/versions/{second.version}")
+    assert other.links["Model"].endswith(
+        f"/models/tiny/versions/{second.version}?workflowType=machine_learning"
+    )
     for absent in ("99", "latest"):
         with pytest.raises(UserError, match=f"no version {absent}"):
             find_evaluation(world.settings, "tiny", absent)

@@ -41,7 +41,9 @@ def test_a_run_says_where_it_comes_from(world: World, tmp_path: Path) -> None:
     assert {name: run.data.tags.get(name) for name in wanted} == wanted
     (used,) = run.inputs.dataset_inputs
     assert (used.dataset.name, used.dataset.digest) == ("tiny@v1", dataset_ref().md5)
-    assert link.endswith(f"/runs/{tracker.run_id}/artifacts/reports/report.md")
+    view = "?workflowType=machine_learning"  # else MLflow opens its GenAI view
+    assert link.endswith(f"/runs/{tracker.run_id}/artifacts/reports/report.md{view}")
+    assert tracker.url.endswith(f"/runs/{tracker.run_id}{view}")
     assert {a.path for a in world.client.list_artifacts(tracker.run_id)} == {"config.yaml", "inputs.json", "reports"}
 
 
