@@ -27,6 +27,8 @@ _WIDE_SIDE = 48
 _LISTED_CLASSES = 50
 # About what the bundled projects show their encoders in all: epochs times training images.
 _SHOWN_IMAGES = 100_000
+# Above this share of unusable files the guard must not be set to let them pass: the source itself is wrong.
+_MOST_UNREADABLE = 0.2
 
 
 @click.command()
@@ -185,9 +187,13 @@ def compose(name: str, source: str, seen: Look) -> str:
         ),
     ]
     if seen.unreadable:
-        share = min(1.0, math.ceil(200 * len(seen.unreadable) / seen.looked_at) / 100)
-        found = f"{len(seen.unreadable)} of {seen.looked_at} files looked at cannot be used; ingest lists them all"
-        lines.append(_line(f"  max_quarantined: {share:g}", f"{found}. Mend them and remove this line"))
+        found = f"{len(seen.unreadable)} of {seen.looked_at} files looked at cannot be used"
+        if len(seen.unreadable) > _MOST_UNREADABLE * seen.looked_at:
+            lines.append(f"  # {found}: ingest will stop and list them all. Mend or remove them first.")
+        else:
+            share = math.ceil(200 * len(seen.unreadable) / seen.looked_at) / 100
+            why = f"{found}; ingest lists them all. Mend them and remove this line"
+            lines.append(_line(f"  max_quarantined: {share:g}", why))
     lines += [
         "",
         "validation:",

@@ -12,6 +12,7 @@ from PIL import Image
 
 from ssl_core.cli.init import init, look, write_project
 from ssl_core.config.load import load_project
+from ssl_core.config.project import DataConfig
 from ssl_core.errors import UserError
 
 
@@ -87,6 +88,18 @@ def test_hostile_names_stay_values(tmp_path: Path) -> None:
     assert set(project.data.classes) == set(labels)
     assert Path(project.data.source) == data.resolve()
     assert project.data.max_quarantined > 1 / 33  # the file must run as it is
+
+
+@pytest.mark.parametrize(("broken", "limit"), [(2, 0.2), (4, 0.4), (5, DataConfig(source="x").max_quarantined)])
+def test_the_guard_stays_on_where_many_files_are_broken(tmp_path: Path, broken: int, limit: float) -> None:
+    """Up to a fifth the file runs as it is; above, ingest has to stop with its list."""
+    images(tmp_path / "data", 20 - broken)
+    for i in range(broken):
+        (tmp_path / "data" / f"broken-{i}.png").write_text("no image")
+    path = write_project("mixed", str(tmp_path / "data"), tmp_path / "projects")
+    assert load_project(path).data.max_quarantined == limit
+    assert f"{broken} of 20 files looked at cannot be used" in path.read_text()
+    assert ("ingest will stop" in path.read_text()) == (broken == 5)
 
 
 def test_an_existing_file_is_kept_without_force(tmp_path: Path) -> None:
