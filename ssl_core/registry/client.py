@@ -5,6 +5,7 @@ from __future__ import annotations
 import http.client
 import logging
 import os
+import re
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
@@ -94,6 +95,25 @@ def mlflow_errors(settings: Settings) -> Iterator[None]:
         raise
 
 
+# What urllib3 and requests write, the telling part first: a proxy's refused connection is the proxy's.
+_CAUSES = (
+    (r"ProxyError|Unable to connect to proxy", "the proxy does not answer"),
+    (r"Connection refused|\[Errno 111\]", "connection refused"),
+    (r"NameResolutionError|Name or service not known|nodename nor servname|in name resolution", "unknown host name"),
+    (r"CERTIFICATE_VERIFY_FAILED|SSLError|SSLCertVerificationError", "its TLS certificate or handshake was refused"),
+    (r"[Tt]imed? ?out", "timed out"),
+    (r"unreachable|No route to host", "no route to the host"),
+    (r"Connection aborted|Connection reset|RemoteDisconnected|Broken pipe|IncompleteRead|ChunkedEncoding", "the connection broke"),
+)  # fmt: skip
+
+
+def _in_words(text: str) -> str:
+    """A lost connection in a few words; empty where the text says nothing that a person would know."""
+    if status := re.search(r"too many (\d{3}) error responses", text):
+        return f"HTTP {status[1]}"
+    return next((words for pattern, words in _CAUSES if re.search(pattern, text)), "")
+
+
 def _as_step_error(error: Exception, settings: Settings) -> StepError | None:
     import requests
     from mlflow.exceptions import MlflowException
@@ -101,11 +121,12 @@ def _as_step_error(error: Exception, settings: Settings) -> StepError | None:
     if isinstance(error, requests.exceptions.HTTPError) and error.response is not None:
         status = error.response.status_code
     elif isinstance(error, requests.exceptions.RequestException):
-        return _unreachable(settings, type(error).__name__)
+        return _unreachable(settings, _in_words(f"{type(error).__name__}: {error}"))
     elif isinstance(error, MlflowException):
         text = str(error)
-        if "failed with exception" in text:  # mlflow.utils.rest_utils: no answer after all retries
-            return _unreachable(settings, text.rsplit("exception", 1)[-1].strip()[:200])
+        # mlflow.utils.rest_utils: no answer after all retries
+        if "failed with exception" in text or "failed with timeout exception" in text:
+            return _unreachable(settings, _in_words(text))
         status = error.get_http_status_code()
         for code in (401, 403, 429, 502, 503, 504):
             if f"error code {code}" in text:

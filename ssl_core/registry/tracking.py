@@ -10,7 +10,7 @@ import json
 import logging
 import subprocess
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -50,6 +50,7 @@ class MlflowTracker:
         self._buffer: list[Metric] = []
         self._pause = _FLUSH_SECONDS
         self._flush_at = time.monotonic() + self._pause
+        self._away = False
         self.run_id = str(run.info.run_id)
         self.url = run_link(settings, self._experiment_id, self.run_id)
 
@@ -78,7 +79,7 @@ class MlflowTracker:
             self.flush()
         except TryAgain as error:
             self._pause = min(2 * self._pause, _LONGEST_PAUSE)
-            log.warning("metrics are kept until MLflow answers again: %s", error.cause)
+            self.warn(f"{error.cause}; metrics are kept until it answers again")
         else:
             self._pause = _FLUSH_SECONDS
         self._flush_at = time.monotonic() + self._pause
@@ -89,6 +90,13 @@ class MlflowTracker:
             while self._buffer:
                 self._client.log_batch(self.run_id, metrics=self._buffer[:_BATCH_METRICS])
                 del self._buffer[:_BATCH_METRICS]
+                self._away = False
+
+    def warn(self, text: str) -> None:
+        """Logs ``text``, once an outage: until MLflow has taken something again, the rest is known."""
+        if not self._away:
+            log.warning(text)
+        self._away = True
 
     def tags(self, values: Mapping[str, str]) -> None:
         from mlflow.entities import RunTag
@@ -248,8 +256,7 @@ def open_run(
         yield tracker
     except BaseException as error:
         status = "FAILED" if isinstance(error, Exception) else "KILLED"
-        _quietly(tracker.tags, {"ssl.error": _reason(error), "ssl.exit_code": str(getattr(error, "exit_code", 1))})
-        _quietly(tracker.close, status)
+        _close_quietly(tracker, status, error)
         raise
     tracker.close("FINISHED")
 
@@ -259,11 +266,17 @@ def _reason(error: BaseException) -> str:
     return str(error) if isinstance(error, StepError) else f"{type(error).__name__}: {error}".splitlines()[0][:300]
 
 
-def _quietly(action: Callable[[Any], None], argument: Any) -> None:
-    """The step's own error must stay the one that is seen, even where MLflow is what failed."""
-    try:
-        action(argument)
-    except Exception as error:
-        log.warning(
-            "could not close the MLflow run: %s", str(error).splitlines()[0] if str(error) else type(error).__name__
-        )
+def _close_quietly(tracker: MlflowTracker, status: str, reason: BaseException) -> None:
+    """Ends the run of a step that failed. The step's own error stays the one that is seen, and is not said twice."""
+    tags = {"ssl.error": _reason(reason), "ssl.exit_code": str(getattr(reason, "exit_code", 1))}
+    for end in (lambda: tracker.tags(tags), lambda: tracker.close(status)):
+        try:
+            end()
+        except TryAgain as error:
+            if not (isinstance(reason, TryAgain) and reason.place == error.place):
+                tracker.warn(f"{error.cause}; the step's run stays open there until the step is done again")
+            return
+        except Exception as error:
+            log.warning(
+                "could not close the MLflow run: %s", (str(error) or type(error).__name__).splitlines()[0][:200]
+            )

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import http.server
 import logging
 import socket
+import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
+import requests
 
 from ssl_core.config.settings import Settings
 from ssl_core.contracts import RunContext
@@ -117,6 +122,59 @@ def test_a_server_that_comes_back_gets_what_was_kept(
     assert len(world.client.get_metric_history(tracker.run_id, "loss")) == 50
 
 
+@pytest.mark.parametrize(
+    ("reason", "said"),
+    [
+        (TryAgain("MLflow cannot be reached", place="http://there"), 0),  # the step's own error says it
+        (TryAgain("stopped by SIGTERM"), 1),
+        (ZeroDivisionError("by zero"), 1),
+    ],
+)
+@pytest.mark.parametrize("seen_before", [False, True])
+def test_an_outage_is_said_once(
+    world: World,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    reason,
+    said: int,
+    seen_before: bool,
+) -> None:
+    def away(self: MlflowTracker, *arguments: object) -> None:
+        raise TryAgain("MLflow cannot be reached: connection refused", place="http://there")
+
+    monkeypatch.setattr(tracking, "_FLUSH_SECONDS", 0.0)
+    monkeypatch.setattr(tracking, "_LONGEST_PAUSE", 0.0)
+    with caplog.at_level(logging.WARNING), pytest.raises(type(reason)) as raised, opened(world) as tracker:  # noqa: PT012
+        monkeypatch.setattr(MlflowTracker, "flush", away)
+        monkeypatch.setattr(MlflowTracker, "tags", away)
+        if seen_before:
+            for step in range(5):
+                tracker.metrics({"loss": 1.0}, step=step)
+            assert len(caplog.records) == 1
+        raise reason
+    assert raised.value is reason
+    assert [r.message.split(";")[0] for r in caplog.records] == ["MLflow cannot be reached: connection refused"] * (
+        1 if seen_before else said
+    )
+
+
+def test_the_next_outage_is_said_again(
+    world: World, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(tracking, "_FLUSH_SECONDS", 0.0)
+    monkeypatch.setattr(tracking, "_LONGEST_PAUSE", 0.0)
+    with caplog.at_level(logging.WARNING), opened(world) as tracker:
+        real = tracker._client.log_batch
+        for _outage in range(2):
+            refused = requests.exceptions.ConnectionError("[Errno 111] Connection refused")
+            monkeypatch.setattr(tracker._client, "log_batch", Mock(side_effect=refused))
+            tracker.metrics({"loss": 1.0})
+            tracker.metrics({"loss": 1.0})
+            monkeypatch.setattr(tracker._client, "log_batch", real)
+            tracker.metrics({"loss": 1.0})
+    assert len(caplog.records) == 2
+
+
 def test_a_digest_is_never_cut_short() -> None:
     with pytest.raises(ValueError, match="not a DVC md5"):
         dataset_entity(dataset_ref().model_copy(update={"md5": "a" * 40}))
@@ -136,16 +194,46 @@ def test_mlflow_down_is_try_again_and_quick(tmp_path: Path, make_project, monkey
     assert "MLFLOW_TRACKING_URI" in caught.value.next_step
 
 
-def test_mlflow_going_down_in_between_is_try_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The client's own errors are translated too, not only the first look at /health."""
+class _Unavailable(http.server.BaseHTTPRequestHandler):
+    def do_GET(self) -> None:
+        self.send_error(503)
+
+    def log_message(self, *arguments: object) -> None:
+        pass
+
+
+@pytest.fixture
+def faulty(request: pytest.FixtureRequest) -> Iterator[int]:
+    """The port of a server that is closed, never answers, or always answers 503."""
+    if request.param == "unavailable":
+        with http.server.ThreadingHTTPServer(("127.0.0.1", 0), _Unavailable) as httpd:
+            threading.Thread(target=httpd.serve_forever, daemon=True).start()
+            yield httpd.server_address[1]
+            httpd.shutdown()
+        return
+    with socket.socket() as there:
+        there.bind(("127.0.0.1", 0))
+        if request.param == "silent":
+            there.listen()
+        yield there.getsockname()[1]
+
+
+@pytest.mark.parametrize(
+    ("faulty", "words"),
+    [("closed", "connection refused"), ("silent", "timed out"), ("unavailable", "HTTP 503")],
+    indirect=["faulty"],
+)
+def test_mlflow_going_down_in_between_is_try_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, faulty: int, words: str
+) -> None:
+    """The client's own errors are translated too, not only the first look at /health, and into words."""
     from ssl_core.registry import client as client_module
 
-    with socket.socket() as closed:
-        closed.bind(("127.0.0.1", 0))
-        port = closed.getsockname()[1]
-    settings = Settings(home=tmp_path, MLFLOW_TRACKING_URI=f"http://127.0.0.1:{port}")
+    settings = Settings(home=tmp_path, MLFLOW_TRACKING_URI=f"http://127.0.0.1:{faulty}")
     monkeypatch.setattr(client_module, "check_reachable", lambda settings: None)
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR", "0")
-    with pytest.raises(TryAgain, match="cannot be reached"), client_module.mlflow_errors(settings):
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "1")
+    with pytest.raises(TryAgain) as caught, client_module.mlflow_errors(settings):
         connect(settings).get_run("x")
+    assert caught.value.cause == f"MLflow cannot be reached: {words}"
