@@ -88,7 +88,7 @@ def run(ctx: StepContext) -> StepOutput:
     found, quarantined = _read(ctx, source.items(), len(source), thumbnails)
     samples, conflicts = _drop_copies(found, before)
     report = _write_report(ctx, config, len(source), quarantined, conflicts)
-    _judge(project, len(source), samples, quarantined, report)
+    _judge(ctx, len(source), samples, quarantined, report)
 
     manifest = _manifest(samples, thumbnails[[s.position for s in samples]], config, before, _number(latest) + 1)
     by_id = {sample.sample_id: sample for sample in samples}
@@ -319,17 +319,21 @@ def _write_report(
         )
         with (folder / "quarantine.csv").open("w", newline="", encoding="utf-8") as text:
             csv.writer(text).writerows([("file", "reason"), *((p.file, p.reason) for p in [*quarantined, *conflicts])])
-    if quarantined or conflicts:
-        ctx.tracker.artifact(folder / "quarantine.csv", "ingest")
+    link = ctx.tracker.artifact(folder / "quarantine.csv", "ingest") if quarantined or conflicts else ""
     summary = _listing("could not be used", quarantined, _SHOWN) + _listing(
         "had copies with different labels", conflicts, _SHOWN // 2
     )
-    return StepOutput(outputs={"quarantine": Output("report", "quarantine")}, summary=summary)
+    return StepOutput(
+        outputs={"quarantine": Output("report", "quarantine")},
+        links={"Quarantine list": link} if link else {},
+        summary=summary,
+    )
 
 
 def _judge(
-    project: ProjectConfig, files: int, samples: list[_Sample], quarantined: list[_Problem], report: StepOutput
+    ctx: StepContext, files: int, samples: list[_Sample], quarantined: list[_Problem], report: StepOutput
 ) -> None:
+    project = ctx.project
     limit = project.data.max_quarantined
     if not samples:
         first = "; ".join(f"{p.file}: {p.reason}" for p in quarantined[:3])
@@ -340,11 +344,14 @@ def _judge(
         )
     if len(quarantined) > limit * files:
         report.metrics |= {"quarantined": len(quarantined), "rows": len(samples)}
+        there = ctx.store.path(f"{ctx.store.folder(project.name, 'ingest', ctx.key)}/out/quarantine/quarantine.csv")
+        link = report.links.get("Quarantine list")
         raise CheckFailed(
             f"{len(quarantined)} of {files} files could not be used, more than data.max_quarantined ({limit:.1%}); "
             "nothing was committed, the last published version stays in use",
             place=project.data.source,
-            next_step="mend or remove the files listed in quarantine.csv, or raise data.max_quarantined",
+            next_step=f"mend or remove the files listed in {there}, or raise data.max_quarantined"
+            + (f"\n  the list in MLflow: {link}" if link else ""),
             output=report,
         )
     labels = {sample.label for sample in samples if sample.label is not None}

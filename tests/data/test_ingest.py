@@ -273,22 +273,31 @@ def test_unusable_files_are_listed_with_their_reasons(platform: Platform, make_f
     assert "`cat/cut.png`" in output.summary
 
 
-def test_too_many_unusable_files_fail_and_commit_nothing(platform: Platform, make_folder: Make) -> None:
+def test_too_many_unusable_files_fail_and_commit_nothing(
+    platform: Platform, make_folder: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
     platform.publish()
     _spoil(platform, make_folder)
     make_folder({f"cat/bad{i:02d}.png": "x" for i in range(20)}, root=platform.folder)
     context = platform.context(max_quarantined=0.1)
+    monkeypatch.setattr(context.tracker, "artifact", lambda path, folder="": f"http://mlflow/{folder}/{path.name}")
     with pytest.raises(CheckFailed, match="24 of 48 files could not be used") as caught:
         ingest.run(context)
     assert caught.value.exit_code == 3
-    assert caught.value.next_step
     output = caught.value.output
+    assert "http://mlflow/ingest/quarantine.csv" in caught.value.next_step
     assert output.outputs["quarantine"].kind == "report"
     assert output.summary.count("\n- `") == 10
     assert "and 14 more" in output.summary
     assert len(_quarantine(context)) == 24
     assert platform.repository.latest("tiny").tag == "tiny@v1"
     assert platform.repository.candidates() == []
+
+    context.store.publish(
+        "tiny", StepResult(step="ingest", key=context.key, status=StepStatus.CHECK_FAILED), context.out
+    )
+    named = Path(next(word for word in caught.value.next_step.split() if "quarantine.csv" in word).rstrip(","))
+    assert named.read_text().count("\n") == 1 + 24, "the list lies where the message says, once it is published"
 
 
 def test_no_usable_image_is_the_users_error(platform: Platform, make_folder: Make) -> None:
