@@ -39,7 +39,12 @@ def status() -> None:
     """Say whether it runs; exit code 1 where it does not answer."""
     from ssl_core.registry.server import server_status
 
-    found = server_status(load_settings())
+    settings = load_settings()
+    found = server_status(settings)
     state = "answers" if found.healthy else "starting" if found.running else "not running"
+    if found.port is not None and found.port != settings.mlflow_port:
+        state = f"not here: the server of {settings.root} runs on port {found.port}"
     click.echo(f"{found.url}  {state}" + (f"  process {found.pid}, log {found.log}" if found.pid else ""))
+    if found.port is not None and found.port != settings.mlflow_port:
+        click.echo(f"  next: export SSL_MLFLOW_PORT={found.port}, or stop it: ssl-core mlflow stop")
     sys.exit(0 if found.healthy else 1)

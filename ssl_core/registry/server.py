@@ -36,7 +36,11 @@ _SERVER_ENVIRONMENT = {
 
 @dataclass(frozen=True)
 class ServerStatus:
-    """``managed``: whether this platform home started it. ``pid`` is None where it does not run or is not ours."""
+    """``managed``: whether this platform home started it. ``pid`` is None where it does not run or is not ours.
+
+    ``url`` is the configured address, and ``healthy`` says whether the server answers there; ``port`` is the one that
+    this home's server was started on.
+    """
 
     url: str
     managed: bool
@@ -44,6 +48,7 @@ class ServerStatus:
     healthy: bool
     pid: int | None
     log: Path | None
+    port: int | None = None
 
 
 @dataclass(frozen=True)
@@ -244,9 +249,10 @@ def server_status(settings: Settings) -> ServerStatus:
     if settings.mlflow_tracking_uri:
         return ServerStatus(settings.tracking_url, managed=False, running=healthy, healthy=healthy, pid=None, log=None)
     ours = _read_pid_file(settings)
+    here = ours is not None and ours.port == settings.mlflow_port
     return ServerStatus(
-        settings.tracking_url, managed=True, running=ours is not None, healthy=healthy and ours is not None,
-        pid=ours.pid if ours else None, log=log_path(settings),
+        settings.tracking_url, managed=True, running=ours is not None, healthy=healthy and here,
+        pid=ours.pid if ours else None, log=log_path(settings), port=ours.port if ours else None,
     )  # fmt: skip
 
 

@@ -148,6 +148,31 @@ def test_a_configured_server_is_never_started_nor_stopped(tmp_path: Path) -> Non
     assert not (tmp_path / "mlflow").exists()
 
 
+def test_status_names_the_port_of_a_server_that_runs_elsewhere(
+    local: Settings, foreign: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Even where the configured port answers: that is somebody else's server."""
+    folder = local.root / "mlflow"
+    folder.mkdir(parents=True)
+    monkeypatch.setenv("SSL_HOME", str(local.home))
+    with subprocess.Popen(["sleep", "60"], start_new_session=True) as server_process:
+        started = psutil.Process(server_process.pid).create_time()
+        record = {"pid": server_process.pid, "started": started, "port": local.mlflow_port}
+        (folder / "server.json").write_text(json.dumps(record))
+        try:
+            for port in (free_port(), foreign):
+                monkeypatch.setenv("SSL_MLFLOW_PORT", str(port))
+                found = CliRunner().invoke(mlflow_command, ["status"])
+                assert found.exit_code == 1
+                assert f"127.0.0.1:{port}  not here" in found.output
+                assert f"runs on port {local.mlflow_port}" in found.output
+                assert f"export SSL_MLFLOW_PORT={local.mlflow_port}" in found.output
+            monkeypatch.setenv("SSL_MLFLOW_PORT", str(local.mlflow_port))
+            assert "starting" in CliRunner().invoke(mlflow_command, ["status"]).output
+        finally:
+            server_process.kill()
+
+
 def test_the_command_says_what_it_found(local: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SSL_HOME", str(local.home))
     monkeypatch.setenv("SSL_MLFLOW_PORT", str(local.mlflow_port))
