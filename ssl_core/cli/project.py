@@ -29,13 +29,32 @@ def lint(files: tuple[Path, ...]) -> None:
             if project.name in names:
                 raise UserError(f"the name '{project.name}' is taken by {names[project.name]}", place=f"{file}: name")
             names[project.name] = file
+            problems = _expectation_problems(project, file)
         except UserError as error:
-            broken += 1
-            click.echo(str(error), err=True)
-        else:
+            problems = [error]
+        broken += bool(problems)
+        for problem in problems:
+            click.echo(str(problem), err=True)
+        if not problems:
             click.echo(f"{file}: ok")
     if broken:
         sys.exit(2)
+
+
+def _expectation_problems(project: ProjectConfig, file: Path) -> list[UserError]:
+    """Unknown types and arguments in the suite. Great Expectations is imported, which takes seconds, only where there is one."""
+    if not project.validation.expectations:
+        return []
+    from ssl_core.validation.gx_runner import build
+
+    problems = []
+    for index, expectation in enumerate(project.validation.expectations):
+        try:
+            build([expectation])
+        except UserError as error:
+            error.place = f"{file}: {error.place.replace('[0]', f'[{index}]', 1)}"  # each is built as a suite of one
+            problems.append(error)
+    return problems
 
 
 @click.command()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import os
 import sys
 from pathlib import Path
@@ -14,6 +15,7 @@ from ssl_core.cli.execute import execute
 from ssl_core.cli.progress import make_progress
 from ssl_core.contracts import StepResult, StepSpec
 from ssl_core.errors import CheckFailed, UserError
+from ssl_core.pipeline import STEPS
 
 
 @click.command()
@@ -36,6 +38,11 @@ def step(name: str) -> None:
 
 def read_spec(name: str) -> StepSpec:
     """The spec in ``SSL_STEP_SPEC``, which must be for the step ``name``."""
+    known = [step.name for step in STEPS]
+    if name not in known:
+        near = difflib.get_close_matches(name, known, n=1, cutoff=0.6)
+        hint = f", did you mean `{near[0]}`?" if near else ""
+        raise UserError(f"no step called '{name}'{hint} (there: {', '.join(known)})", place="NAME")
     text = os.environ.get("SSL_STEP_SPEC", "")
     if text.startswith("@"):
         try:
@@ -49,11 +56,15 @@ def read_spec(name: str) -> StepSpec:
     try:
         spec = StepSpec.model_validate_json(text)
     except ValidationError as error:
-        problems = "; ".join(f"{'.'.join(str(p) for p in e['loc'])}: {e['msg']}" for e in error.errors()[:5])
+        problems = "; ".join(": ".join(filter(None, (_dotted(e["loc"]), e["msg"]))) for e in error.errors()[:5])
         raise UserError(f"not a step spec: {problems}", place="SSL_STEP_SPEC") from error
     if spec.step != name:
         raise UserError(f"the spec is for step '{spec.step}', not '{name}'", place="SSL_STEP_SPEC: step")
     return spec
+
+
+def _dotted(location: tuple[int | str, ...]) -> str:
+    return ".".join(str(part) for part in location)
 
 
 def write_result(result: StepResult) -> None:

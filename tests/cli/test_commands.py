@@ -80,6 +80,29 @@ def test_lint_reports_all_files_and_exits_2(call, tmp_path):
     assert "Traceback" not in result.output
 
 
+def test_lint_knows_great_expectations(call, tmp_path):
+    good = "{type: expect_column_values_to_be_between, kwargs: {column: width, min_value: 8}}"
+    misspelt = "{type: expect_column_values_to_be_betwen, kwargs: {column: width}}"
+    argument = "{type: expect_column_values_to_be_between, kwargs: {colum: width}}"
+    text = "name: a\ndata: {source: x}\nvalidation:\n  expectations:\n"
+    (tmp_path / "a.yaml").write_text(text + "".join(f"    - {e}\n" for e in (good, misspelt, argument)))
+    (tmp_path / "b.yaml").write_text(text.replace("name: a", "name: b") + f"    - {good}\n")
+    result = call("lint", "a.yaml", "b.yaml")
+    assert result.exit_code == 2
+    assert "a.yaml: validation.expectations[1].type: " in result.output
+    assert "did you mean `expect_column_values_to_be_between`?" in result.output
+    assert "a.yaml: validation.expectations[2].kwargs: " in result.output
+    assert "expectations[0]" not in result.output
+    assert "b.yaml: ok" in result.output
+
+
+def test_lint_is_quick_where_there_is_nothing_to_ask_great_expectations(call, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "ssl_core.validation.gx_runner", None)  # an import would fail
+    (tmp_path / "a.yaml").write_text("name: a\ndata: {source: x}\n")
+    result = call("lint", "a.yaml")
+    assert (result.exit_code, result.output) == (0, "a.yaml: ok\n")
+
+
 def test_schema_is_json_schema(call):
     schema = json.loads(call("schema").output)
     assert schema["properties"]["name"]["pattern"]
@@ -93,8 +116,8 @@ def test_generated_docs_are_up_to_date():
     ("spec", "message"),
     [
         ("", "is not set"),
-        ("{", "not a step spec"),
-        ("{}", "not a step spec"),
+        ("nojson", "not a step spec: Invalid JSON"),
+        ("{}", "not a step spec: step: Field required; "),
         ("@/missing/spec.json", "cannot be read"),
     ],
 )
@@ -103,6 +126,16 @@ def test_a_bad_spec_exits_2(call, monkeypatch, spec, message):
     result = call("step", "ingest")
     assert result.exit_code == 2
     assert message in result.output
+
+
+@pytest.mark.parametrize("spec", [None, "nojson"])
+def test_an_unknown_step_is_named_before_its_spec(call, monkeypatch, spec):
+    if spec is not None:
+        monkeypatch.setenv("SSL_STEP_SPEC", spec)
+    result = call("step", "ingst")
+    assert result.exit_code == 2
+    assert "no step called 'ingst', did you mean `ingest`? (there: resolve, ingest, validate" in result.output
+    assert "SSL_STEP_SPEC" not in result.output
 
 
 def test_a_spec_for_another_step_is_refused(call, monkeypatch):
