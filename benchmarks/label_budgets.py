@@ -36,8 +36,8 @@ from ssl_core.data.memory import Images, open_images
 from ssl_core.evaluation.classical import Pixels
 from ssl_core.evaluation.evaluate import RANDOM_ENCODERS
 from ssl_core.evaluation.helped import Answers, Encoded, Task, answer, plan_budgets, summarise
-from ssl_core.models.embed import embed
-from ssl_core.models.encoder import EncoderInfo, build_encoder, load_encoder
+from ssl_core.models.embed import embed, random_encoder
+from ssl_core.models.encoder import EncoderInfo, load_encoder
 from ssl_core.pipeline import get_step, source_digest, step_key
 from ssl_core.step import StepContext
 from ssl_core.store import Store
@@ -155,7 +155,9 @@ def judge(
         return Encoded(*both)
 
     random_init = [
-        encode(build_encoder(info.config, info.preprocessing.channels, seed + i)) for i in range(RANDOM_ENCODERS)
+        # other random networks for each pretraining seed
+        encode(random_encoder(info, seed + 1000 * i, images.pixels, train))
+        for i in range(RANDOM_ENCODERS)
     ]
     task = Task(images.labels[train], images.labels[test], len(images.classes))
     budgets, _ = plan_budgets(task, project.evaluate, RANDOM_ENCODERS)

@@ -45,6 +45,23 @@ class Step:
     """``module:function(result, settings) -> bool``: whether a cached result still holds outside the store."""
 
 
+# What an encoder is made from; as a digest, its recipe. Source and splits are in it: an encoder that is reused for other
+# images or other splits may have been trained on what is now the test set.
+_PRETRAIN = (
+    "name",
+    "modality",
+    "data.source",
+    "data.split",
+    "data.near_duplicates",
+    "data.image_size",
+    "data.channels",
+    "encoder",
+    "objective",
+    "pretrain",
+    "-pretrain.when",
+    "-pretrain.checkpoint_seconds",
+)
+
 STEPS: tuple[Step, ...] = (
     Step(
         "resolve",
@@ -89,17 +106,7 @@ STEPS: tuple[Step, ...] = (
         "ssl_core.training.pretrain:run",
         inputs=("dataset",),
         outputs=("encoder",),
-        config=(
-            "name",
-            "modality",
-            "data.image_size",
-            "data.channels",
-            "encoder",
-            "objective",
-            "pretrain",
-            "-pretrain.when",
-            "-pretrain.checkpoint_seconds",
-        ),
+        config=_PRETRAIN,
         pool="gpu",
         resumable=True,
     ),
@@ -109,7 +116,7 @@ STEPS: tuple[Step, ...] = (
         "ssl_core.registry.register:register_encoder",
         inputs=("dataset", "encoder"),
         outputs=("registered_encoder",),
-        config=("name", "modality"),
+        config=(*_PRETRAIN, "description", "owner"),  # what the version's tags and card say
         verify="ssl_core.registry.register:still_registered",
     ),
     Step(

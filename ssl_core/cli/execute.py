@@ -17,12 +17,14 @@ from ssl_core.config.load import parse_project
 from ssl_core.config.project import ProjectConfig
 from ssl_core.config.settings import Settings
 from ssl_core.contracts import RESULT_BYTES_LIMIT, ArtifactRef, Ref, StepResult, StepSpec, StepStatus
+from ssl_core.data.lock import file_lock
 from ssl_core.errors import CheckFailed, Stopped, UserError
 from ssl_core.pipeline import Step, get_step, step_key
 from ssl_core.step import NoProgress, Output, Progress, StepContext, StepOutput
 from ssl_core.store import Store, path_sha256
 
 _GRACE_SECONDS = 3.0
+_LONGEST_STEP_SECONDS = 7 * 86_400.0
 
 
 def execute(spec: StepSpec, settings: Settings, progress: Progress | None = None) -> StepResult:
@@ -45,9 +47,13 @@ def execute(spec: StepSpec, settings: Settings, progress: Progress | None = None
     if not step.cached:
         extra = f"{spec.run.run_id}/{spec.run.try_number}/{time.time_ns()}"
     key = step_key(step, project, spec.inputs, extra=extra)
-    if step.cached and (earlier := _earlier(store, project, step, key, settings)):
-        return earlier
-    return _fresh(step, key, spec, project, settings, store, progress)
+    if not step.cached:
+        return _fresh(step, key, spec, project, settings, store, progress)
+    # Two runs of one project at once do a step once: the second waits, then finds the record.
+    lock = settings.cache / "locks" / f"{step.name}-{key}"
+    with file_lock(lock, timeout=_LONGEST_STEP_SECONDS, note=progress.note, purpose=step.name):
+        earlier = _earlier(store, project, step, key, settings)
+        return earlier or _fresh(step, key, spec, project, settings, store, progress)
 
 
 def _earlier(store: Store, project: ProjectConfig, step: Step, key: str, settings: Settings) -> StepResult | None:
@@ -79,7 +85,7 @@ def _fresh(
             started_at=started.isoformat(timespec="seconds"),
             seconds=round(time.monotonic() - clock, 3),
         )
-        size = len(result.model_dump_json())
+        size = len(result.model_dump_json().encode())
         if size > RESULT_BYTES_LIMIT:
             raise ValueError(
                 f"the result of {step.name} has {size} bytes; at most {RESULT_BYTES_LIMIT} cross a step boundary"

@@ -51,9 +51,7 @@ def gc(apply: bool, days: float) -> None:
         total += item.bytes
         click.echo(f"{item.what:28} {item.bytes / 1e6:10.1f} MB  {item.age_days:6.1f} days  {item.path}")
         if apply:
-            store.remove(item.path.removeprefix(store.root + "/")) if item.path.startswith(store.root) else _unlink(
-                Path(item.path)
-            )
+            _unlink(Path(item.path))
     total += _candidates(settings, days, apply)
     verb = "removed" if apply else "could be removed (ssl-core gc --apply)"
     click.echo(f"{total / 1e6:.1f} MB {verb}")
@@ -84,7 +82,12 @@ def cache_overflow(settings: Settings) -> Iterator[Removable]:
     """
     names: dict[int, list[Path]] = defaultdict(list)
     for path in settings.cache.rglob("*") if settings.cache.exists() else ():
-        if path.is_file() and not path.is_symlink() and path.relative_to(settings.cache).parts[0] != "locks":
+        # Locks and the scratch folders of running steps are no cache.
+        if (
+            path.is_file()
+            and not path.is_symlink()
+            and path.relative_to(settings.cache).parts[0] not in ("locks", "scratch")
+        ):
             names[path.stat().st_ino].append(path)
     files = [(paths[0].stat(), paths) for paths in names.values()]
     total = sum(stat.st_size for stat, _ in files)

@@ -61,9 +61,9 @@ class Commands(click.Group):
             click.secho("stopped; nothing half-written is left, the same command goes on", fg="yellow", err=True)
             sys.exit(130)
         except BrokenPipeError:
-            # The reader of a pipe (head, less) left: not an error, and nothing more may be written at exit.
+            # The reader of a pipe (head, less) left: nothing more may be written at exit, and what was asked for may not be done.
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-            sys.exit(0)
+            sys.exit(141)
 
 
 @contextmanager

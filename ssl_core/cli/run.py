@@ -109,7 +109,7 @@ def _skip_reason(step: Step, artifacts: dict[str, Ref]) -> str:
     if step.template == "pretrain" and "registered_encoder" in artifacts and "encoder" not in artifacts:
         return "the registered encoder of this recipe is reused (--pretrain trains again)"
     dataset = artifacts.get("dataset")
-    if step.needs_labels and isinstance(dataset, DatasetRef) and dataset.classes < 2:
+    if step.needs_labels and isinstance(dataset, DatasetRef) and dataset.labelled == 0:
         return "no labels yet; they may arrive later"
     return ""
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import os
 import re
 import typing
 from collections.abc import Iterable, Mapping, Set
@@ -55,7 +56,8 @@ def load_project(path: Path, overrides: Mapping[str, Any] | None = None) -> Proj
     for key in ("source", "labels"):
         value = section.get(key)
         if isinstance(value, str) and value and "://" not in value:
-            section[key] = str((path.absolute().parent / Path(value).expanduser()).resolve())
+            # os.path's expanduser leaves `~nobody/` as it is, where Path's raises; then there is no such folder.
+            section[key] = str((path.absolute().parent / os.path.expanduser(value)).resolve())  # noqa: PTH111
     set_here = {tuple(key.split(".")) for key in overrides or {}}
     return _validate(data, str(path), lines, set_here)
 

@@ -170,6 +170,8 @@ class EvaluateConfig(Section):
     def _ascending(cls, value: tuple[int, ...] | str) -> tuple[int, ...] | str:
         if not isinstance(value, str) and (any(b < 2 for b in value) or list(value) != sorted(set(value))):
             raise ValueError("must be ascending numbers of at least 2")
+        if len(value) > 20 and not isinstance(value, str):
+            raise ValueError("at most 20 budgets")
         return value
 
     def budgets(self, classes: int) -> tuple[int, ...]:

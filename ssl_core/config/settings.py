@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from urllib.parse import urlsplit
 
 from pydantic import Field, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
@@ -53,6 +54,18 @@ class Settings(BaseSettings):
     @classmethod
     def _absolute(cls, value: Path | None) -> Path | None:
         return value.expanduser().absolute() if value else value
+
+    @field_validator("store", "data_repo", "dvc_remote", "mlflow_tracking_uri", "public_mlflow_url")
+    @classmethod
+    def _no_secrets(cls, value: str) -> str:
+        """Addresses are printed, linked and handed to jobs in the open; what lets one in must not be part of them."""
+        parts = urlsplit(value)
+        if parts.password or (parts.username and parts.scheme in ("http", "https")):
+            raise ValueError(
+                "holds a user or password; use MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, AWS credentials, "
+                "or Git's credential helper"
+            )
+        return value
 
     # Defaults are validated too, so that a relative home is fixed where the process started.
     @property

@@ -24,7 +24,12 @@ class ImageClassificationConfig(Section):
         description="Spread the labels over the unlabeled training images' embeddings first, and train on those too, "
         "weighted by how certain they are. The model's probabilities are then calibrated on them",
     )
-    epochs: int = Field(default=30, ge=1, le=10_000, description="Passes over the training images")
+    epochs: int = Field(
+        default=30,
+        ge=1,
+        le=10_000,
+        description="Passes over the training images; more where these are fewer than 100 steps, the least that is taken",
+    )
     batch_size: int = Field(default=128, ge=2, le=65_536, description="Images a step, over all devices")
     learning_rate: float = Field(default=1e-3, gt=0, le=10, description="Peak learning rate of the head")
     encoder_learning_rate: float = Field(

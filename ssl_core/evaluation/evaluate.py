@@ -19,8 +19,8 @@ from ssl_core.evaluation.plots import plot_confusion, plot_embedding_map, plot_l
 from ssl_core.evaluation.predictions import Predictions, make_predictions, write_predictions
 from ssl_core.evaluation.report import EVALUATION_FILE, markdown
 from ssl_core.models.classifier import ImageClassifier, load_classifier
-from ssl_core.models.embed import embed
-from ssl_core.models.encoder import EncoderInfo, build_encoder, load_encoder
+from ssl_core.models.embed import embed, random_encoder
+from ssl_core.models.encoder import EncoderInfo, load_encoder
 from ssl_core.models.probes import unit
 from ssl_core.models.resnet import ResNet
 from ssl_core.step import Output, StepContext, StepOutput
@@ -71,7 +71,8 @@ def run(ctx: StepContext) -> StepOutput:
     pretrained, report = _compare(ctx, images, samples, encoder, info, runtime)
     ctx.progress.note("fine-tuning the same recipe from a random encoder")
     baseline = finetune_from(
-        build_encoder(info.config, info.preprocessing.channels, ctx.project.pretrain.seed), info, images, ctx.project.task, runtime,
+        random_encoder(info, ctx.project.pretrain.seed, images.pixels, images.positions("train")),
+        info, images, ctx.project.task, runtime,
         stop=ctx.stop, progress=ctx.progress,
     ).model  # fmt: skip
     predictions = {
@@ -109,9 +110,7 @@ def _compare(
         return Encoded(*both)
 
     pretrained = encode(encoder)
-    random_init = [
-        encode(build_encoder(info.config, info.preprocessing.channels, seed + i)) for i in range(RANDOM_ENCODERS)
-    ]
+    random_init = [encode(random_encoder(info, seed + i, images.pixels, samples.train)) for i in range(RANDOM_ENCODERS)]
     task = Task(images.labels[samples.train], images.labels[samples.test], len(images.classes))
     pixels = Pixels.of(images.pixels[samples.train], images.pixels[samples.test])
     budgets = len(config.budgets(task.classes)) + 1

@@ -101,7 +101,9 @@ def summary(report: ValidationReport, candidate: DatasetRef) -> str:
 
 def _line(check: CheckResult) -> str:
     found = check.reason or check.observed or "did not hold"
-    return f"{printable(check.title, 100)}: {printable(found, 200)}"
+    wanted = f" (wanted: {printable(check.expected, 100)})" if check.expected else ""
+    place = f"{check.place}: " if check.place else ""
+    return f"{place}{printable(check.title, 100)}: {printable(found, 200)}{wanted}"
 
 
 def _code(text: str) -> str:

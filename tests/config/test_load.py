@@ -117,3 +117,10 @@ def test_a_project_is_found_by_name_or_path(tmp_path):
         find_project("digit", tmp_path)
     with pytest.raises(UserError, match="no such project file"):
         find_project("missing.yaml", tmp_path)
+
+
+def test_the_home_of_nobody_is_a_folder_that_is_not_there(tmp_path):
+    path = write(tmp_path, "name: digits\ndata:\n  source: ~no-such-user/images\n")
+    assert load_project(path).data.source == str(tmp_path / "~no-such-user/images")
+    path = write(tmp_path, "name: digits\ndata:\n  source: ~/images\n")
+    assert load_project(path).data.source == str(Path.home().resolve() / "images")

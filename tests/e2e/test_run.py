@@ -87,7 +87,7 @@ def write_images(folder: Path, classes: tuple[str, ...], each: int, seed: int = 
             grid = np.mgrid[:20, :20] - generator.integers(7, 13, (2, 1, 1))
             shape = [np.hypot(*grid) < 6, np.abs(grid).max(0) < 5, (grid[0] + i) % 4 < 2][number % 3]
             image = np.clip(shape * 180 + generator.normal(30, 20, (20, 20)), 0, 255).astype(np.uint8)
-            path = folder / name / f"{name} {seed}-{i} é.png"
+            path = folder / name / f"{name or 'image'} {seed}-{i} é.png"
             Image.fromarray(image).save(path)
             paths.append(path)
     return paths
@@ -190,7 +190,10 @@ def test_two_runs_at_once_both_end_well(platform):
         check=True,
     )
     assert tags.stdout.split() == ["twice@v1"]
-    assert len(list((folder / "home" / "store" / "ledger" / "twice").glob("*.json"))) == 1
+    for step in ("ingest", "pretrain", "finetune", "register"):
+        assert len(list((folder / "home" / "store" / "twice" / step).glob("*/result.json"))) == 1, (
+            f"{step} was done twice"
+        )
 
 
 def test_ctrl_c_at_any_point_then_the_same_command_ends_well(platform, ssl_core):
@@ -213,7 +216,10 @@ def test_ctrl_c_at_any_point_then_the_same_command_ends_well(platform, ssl_core)
         assert process.returncode in (0, 75, 130), err
         assert "Traceback" not in err
     ssl_core("run", "stop.yaml")
-    assert len(list((folder / "home" / "store" / "ledger" / "stop").glob("*.json"))) == 1
+    for step in ("pretrain", "finetune", "register"):
+        assert len(list((folder / "home" / "store" / "stop" / step).glob("*/result.json"))) == 1, (
+            f"{step} was done twice"
+        )
 
 
 def test_a_taken_port_is_explained(platform, ssl_core):

@@ -2,7 +2,9 @@ import numpy as np
 import pytest
 import torch
 
-from ssl_core.models.embed import embed
+from ssl_core.config.encoders import ResNetConfig
+from ssl_core.models.embed import embed, random_encoder
+from ssl_core.models.encoder import EncoderInfo, build_encoder, measure_preprocessing
 
 
 def test_features_follow_the_positions_and_not_the_batches(encoder, info, pixels):
@@ -48,3 +50,18 @@ def test_the_mode_is_restored_when_a_batch_fails(encoder, info, pixels):
     with pytest.raises(ValueError, match="expected uint8"):
         embed(encoder, info.preprocessing, pixels.astype(np.float32))
     assert encoder.training
+
+
+def test_a_random_encoder_has_untrained_weights_and_the_statistics_of_the_images() -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (64, 1, 8, 8), dtype=np.uint8)
+    train = np.arange(64)
+    info = EncoderInfo(ResNetConfig(widths=(4, 8)), measure_preprocessing(pixels, train), 8)
+    plain, fair = build_encoder(info.config, 1, seed=3), random_encoder(info, 3, pixels, train, batch_size=64)
+    assert not fair.training
+    for (name, a), (_, b) in zip(plain.named_parameters(), fair.named_parameters(), strict=True):
+        assert torch.equal(a, b), name
+    with torch.no_grad():
+        batch = info.preprocessing.apply(torch.from_numpy(pixels))
+        as_trained = fair.train()(batch)  # one batch's own statistics
+        assert torch.allclose(random_encoder(info, 3, pixels, train, batch_size=64)(batch), as_trained, atol=0.05)
+        assert not torch.allclose(plain.eval()(batch), as_trained, atol=0.05)

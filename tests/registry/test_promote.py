@@ -66,7 +66,7 @@ def test_a_worse_challenger_is_rejected_and_recorded(world: World) -> None:
 
 
 def test_not_above_random_init_is_no_champion(world: World) -> None:
-    report, given = world.gate(world.register("a", right=60, random_right=60))
+    report, given = world.gate(world.register("a", right=40, random_right=90))
     assert report.verdict is Verdict.REJECT
     world.promote(given)
     assert world.aliases() == {}
