@@ -89,6 +89,9 @@ def model_card(
     """The card of a fine-tuned model, with "did it help?"."""
     task = project.task
     budget = training.get("label_budget", task.labels)
+    # What was done, not what was asked for: few images take more epochs, since there is a least number of steps.
+    duration = f"{training.get('epochs', task.epochs):g} epochs"
+    duration += f" ({training['steps']} steps)" if "steps" in training else ""
     count = f" ({training['labels']} labelled images)" if "labels" in training else ""
     spread = (
         "labels spread over the unlabeled training images"
@@ -99,7 +102,7 @@ def model_card(
     lines += [
         "## Recipe",
         "",
-        f"{task.name}: {task.method} fine-tuning of {encoder.name} version {encoder.version}, {task.epochs} epochs, label budget {budget}{count}, {spread}, seed {task.seed}.",
+        f"{task.name}: {task.method} fine-tuning of {encoder.name} version {encoder.version}, {duration}, label budget {budget}{count}, {spread}, seed {task.seed}.",
         "",
     ]
     lines += _quality(evaluation)

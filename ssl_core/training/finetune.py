@@ -21,7 +21,7 @@ from ssl_core.models.encoder import EncoderInfo, load_encoder
 from ssl_core.models.resnet import ResNet
 from ssl_core.pipeline import digest, recipe_digest
 from ssl_core.step import Output, Progress, StepContext, StepOutput, Tracker
-from ssl_core.tasks.image_classification import train_classifier
+from ssl_core.tasks.image_classification import schedule, train_classifier
 from ssl_core.training.runtime import Runtime, resolve_runtime
 from ssl_core.training.state import CheckpointFiles
 
@@ -39,6 +39,11 @@ class Finetuned:
     """Positions of the labelled training images that were used."""
     unlabeled: np.ndarray
     """Positions of the training images whose labels, if any, were not read."""
+    spread: bool
+    """Whether the labels were spread over the unlabeled ones, so that those were trained on too."""
+    steps: int
+    epochs: float
+    """Passes over the images that were trained on: ``task.epochs``, or more where that would be too few steps."""
 
 
 def run(ctx: StepContext) -> StepOutput:
@@ -76,10 +81,10 @@ def run(ctx: StepContext) -> StepOutput:
     save_classifier(folder, made.model)
     _save_golden(folder, images)
     sample_ids = images.manifest["sample_id"].to_numpy()[made.labelled].tolist()
-    spread = task.spread_labels and len(made.unlabeled) > 0
     document = {
         "schema_version": 1, "label_budget": task.labels, "labels": len(sample_ids), "sample_ids": sorted(sample_ids),
-        "spread": spread, "unlabeled_images": len(made.unlabeled), "method": task.method, "seed": task.seed,
+        "spread": made.spread, "unlabeled_images": len(made.unlabeled), "method": task.method, "seed": task.seed,
+        "steps": made.steps, "epochs": made.epochs,
         "dataset": dataset.tag or dataset.revision, "encoder": f"{registered.name}/{registered.version}", "device": runtime.device,
         "precision": runtime.precision, "threads": runtime.threads,
     }  # fmt: skip
@@ -87,7 +92,7 @@ def run(ctx: StepContext) -> StepOutput:
     ctx.tracker.params({"resolved": {k: v for k, v in document.items() if k != "sample_ids"}})
     metrics = {"labels": float(len(sample_ids))}
     summary = f"Fine-tuned {registered.name} version {registered.version} ({task.method}) on {len(sample_ids):,} labelled images"
-    summary += f" and the labels spread over {len(made.unlabeled):,} more." if spread else "."
+    summary += f" and the labels spread over {len(made.unlabeled):,} more." if made.spread else "."
     if (accuracy := _accuracy(made.model, images, "val")) is not None:
         metrics["val_accuracy"] = accuracy
         ctx.tracker.metrics({"val_accuracy": accuracy})
@@ -119,7 +124,9 @@ def finetune_from(
         device=runtime.device, precision=runtime.precision, threads=runtime.threads,
         checkpoints=checkpoints, stop=stop, progress=progress, tracker=tracker,
     )  # fmt: skip
-    return Finetuned(model, labelled, unlabeled)
+    spread = task.spread_labels and len(unlabeled) > 0
+    per_epoch, steps = schedule(len(labelled) + (len(unlabeled) if spread else 0), task)
+    return Finetuned(model, labelled, unlabeled, spread, steps, round(steps / per_epoch, 2))
 
 
 def draw_labels(images: Images, task: ImageClassificationConfig) -> np.ndarray:

@@ -77,8 +77,22 @@ def test_leaves_a_model_its_labels_and_a_golden_batch(context: Callable[..., Ste
     assert document["label_budget"] == document["labels"] == len(set(document["sample_ids"])) == 8
     assert document["encoder"] == "tiny-encoder/3"
     assert document["spread"] is True
+    assert (document["steps"], document["epochs"]) == (60, 20), "48 images in batches of 16"
     assert output.metrics["val_accuracy"] > 0.9
     assert "8 labelled images" in output.summary
+
+
+def test_records_the_steps_and_epochs_that_were_done(
+    context: Callable[..., StepContext], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(classification, "MIN_STEPS", 8)
+    taken, share = [], classification.warmup_cosine
+    monkeypatch.setattr(classification, "warmup_cosine", lambda step, *more: taken.append(step) or share(step, *more))
+    ctx = context(labels=8, epochs=1, spread_labels=False, batch_size=4)
+    finetune.run(ctx)
+    document = json.loads((ctx.out / "model" / "training.json").read_text())
+    assert taken == list(range(8))
+    assert (document["steps"], document["epochs"]) == (8, 4)
 
 
 def test_same_seed_same_model(context: Callable[..., StepContext]) -> None:
