@@ -155,9 +155,9 @@ class FolderSource:
 
     def __init__(self, project: ProjectConfig) -> None:
         self._root = Path(project.data.source)
-        if not self._root.is_dir():
+        if not _is(Path.is_dir, self._root):
             raise UserError(
-                f"{'not a folder' if self._root.exists() else 'no such folder'}: {self._root}",
+                f"{'not a folder' if _is(Path.exists, self._root) else 'no such folder'}: {self._root}",
                 place="data.source",
                 next_step="set data.source to the folder that holds the images",
             )
@@ -203,6 +203,14 @@ class FolderSource:
         return labels
 
 
+def _is(asked: Callable[[Path], bool], path: Path) -> bool:
+    """``asked``, for instance ``Path.is_file``; no where the name is one that nothing can have, such as one of 300 letters."""
+    try:
+        return asked(path)
+    except (OSError, ValueError):
+        return False
+
+
 def display_name(path: str) -> str:
     """A path as text: bytes that are not UTF-8 are shown as escapes."""
     return os.fsencode(path).decode("utf-8", "backslashreplace")
@@ -219,7 +227,7 @@ def _labels_path(project: ProjectConfig, root: Path) -> Path | None:
             )
         return default if default.is_file() else None
     path = root / project.data.labels  # an absolute path stands for itself
-    if not path.is_file():
+    if not _is(Path.is_file, path):
         raise UserError(
             f"no such file: {path}",
             place="data.labels",
@@ -265,6 +273,13 @@ def _scan(root: Path, labels: Path | None) -> tuple[list[_File], int]:
 
 
 def _look(root: Path, path: str, entry: os.DirEntry[str]) -> _File:
+    try:
+        return _looked_at(root, path, entry)
+    except OSError as error:  # gone since the folder was listed, or on a share that does not answer
+        return _File(path, (), f"cannot be read: {error.strerror}")
+
+
+def _looked_at(root: Path, path: str, entry: os.DirEntry[str]) -> _File:
     stamp = _stamp(entry.stat(follow_symlinks=False))
     if entry.is_symlink():
         if not _inside(root / path, root):
@@ -314,7 +329,7 @@ def _read_csv(path: Path, root: Path, files: list[str]) -> tuple[dict[str, str],
             raise UserError(f"{name!r} leads out of the source folder", place=place, next_step=next_step)
         file = known.get(str(listed)) or by_text.get(unicodedata.normalize("NFC", str(listed)))
         if file is None:
-            missing.append(f"line {line}: {name!r}" + (" is no image file" if (root / listed).is_file() else ""))
+            missing.append(f"line {line}: {name!r}" + (" is no image file" if _is(Path.is_file, root / listed) else ""))
             continue
         if file in labels and labels[file] != label:
             raise UserError(
@@ -355,6 +370,10 @@ def _rows(path: Path, next_step: str) -> Iterator[tuple[int, list[str]]]:
                     yield reader.line_num, row
     except UnicodeDecodeError as error:
         raise UserError("not UTF-8 text", place=str(path), next_step="save it as CSV UTF-8") from error
+    except OSError as error:
+        raise UserError(
+            f"cannot be read: {error.strerror}", place=str(path), next_step="check the rights of this file"
+        ) from error
     except csv.Error as error:
         raise UserError(
             f"not a CSV file: {error}", place=f"{path} line {reader.line_num}", next_step=next_step

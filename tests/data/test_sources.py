@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 import time
@@ -11,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from ssl_core.config.project import ProjectConfig
+from ssl_core.data import sources
 from ssl_core.data.sources import Refused, open_source
 from ssl_core.errors import UserError
 from tests.data.conftest import encode, picture
@@ -237,8 +239,44 @@ def test_missing_and_empty_folders(make_folder: Make, open_folder: Callable[...,
     make_folder({"notes.txt": "x", ".hidden.png": 1})
     _fails(open_folder, folder, "data.source", "1 files that are no images")
     _fails(open_folder, folder / "notes.txt", "data.source", "not a folder")
-    with pytest.raises(UserError, match=r"data\.source: cannot read ftp://"):
-        open_folder("ftp://host/images")
+
+
+def test_names_that_no_file_can_have(make_folder: Make, open_folder: Callable[..., object]) -> None:
+    folder = make_folder({"a.png": 1, "labels.csv": f"file,label\na.png,x\n{'n' * 300}.png,y\n"})
+    _fails(open_folder, folder, "labels.csv line 3", "1 listed file is not in", "nnn")
+    _fails(open_folder, folder, "data.labels", "no such file", labels="n" * 300)
+    _fails(open_folder, folder / ("n" * 300), "data.source", "no such folder")
+
+
+def test_labels_csv_that_cannot_be_read(
+    make_folder: Make, open_folder: Callable[..., object], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = make_folder({"a.png": 1, "labels.csv": "file,label\n"})
+
+    def refuse(self: Path, *arguments: object, **options: object) -> object:
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    monkeypatch.setattr(Path, "open", refuse)
+    _fails(open_folder, folder, "labels.csv", "cannot be read: Permission denied")
+
+
+def test_a_file_that_vanishes_while_the_folder_is_listed(
+    make_folder: Make, open_folder: Callable[..., object], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = make_folder({"a.png": 1, "b.png": 2})
+    real = os.scandir
+
+    def late(path: Path) -> list[os.DirEntry[str]]:
+        entries = list(real(path))
+        (folder / "a.png").unlink(missing_ok=True)
+        return entries
+
+    monkeypatch.setattr(sources.os, "scandir", late)
+    items = {item.name: item for item in open_folder(folder).items()}
+    assert set(items) == {"a.png", "b.png"}
+    with pytest.raises(Refused, match="No such file"):
+        items["a.png"].read()
+    assert items["b.png"].read() == encode(picture(2))
 
 
 def test_one_class_only(make_folder: Make, open_folder: Callable[..., object]) -> None:
