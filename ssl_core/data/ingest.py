@@ -335,13 +335,6 @@ def _judge(
 ) -> None:
     project = ctx.project
     limit = project.data.max_quarantined
-    if not samples:
-        first = "; ".join(f"{p.file}: {p.reason}" for p in quarantined[:3])
-        raise UserError(
-            f"none of the {files} files in {project.data.source} can be used ({first})",
-            place="data.source",
-            next_step="point data.source at images",
-        )
     if len(quarantined) > limit * files:
         report.metrics |= {"quarantined": len(quarantined), "rows": len(samples)}
         there = ctx.store.path(f"{ctx.store.folder(project.name, 'ingest', ctx.key)}/out/quarantine/quarantine.csv")
@@ -353,6 +346,13 @@ def _judge(
             next_step=f"mend or remove the files listed in {there}, or raise data.max_quarantined"
             + (f"\n  the list in MLflow: {link}" if link else ""),
             output=report,
+        )
+    if not samples:
+        first = "; ".join(f"{p.file}: {p.reason}" for p in quarantined[:3])
+        raise UserError(
+            f"none of the {files} files in {project.data.source} can be used ({first})",
+            place="data.source",
+            next_step="point data.source at images",
         )
     labels = {sample.label for sample in samples if sample.label is not None}
     if len(labels) == 1:

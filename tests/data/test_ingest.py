@@ -309,6 +309,17 @@ def test_no_usable_image_is_the_users_error(platform: Platform, make_folder: Mak
     assert platform.untouched()
 
 
+def test_no_usable_image_fails_with_the_list_where_that_is_above_the_limit(platform: Platform) -> None:
+    for path in platform.folder.rglob("*.png"):
+        path.write_text("x")
+    context = platform.context(max_quarantined=0.5)
+    with pytest.raises(CheckFailed, match="24 of 24 files could not be used") as caught:
+        ingest.run(context)
+    assert caught.value.output.metrics == {"quarantined": 24, "rows": 0}
+    assert len(_quarantine(context)) == 24
+    assert platform.untouched()
+
+
 def test_one_class_left_after_quarantine_is_the_users_error(platform: Platform) -> None:
     for path in (platform.folder / "cat").iterdir():
         path.write_text("x")
