@@ -12,6 +12,7 @@ import threading
 import warnings
 from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import cache
 
 import numpy as np
 from PIL import Image, ImageChops, ImageOps, UnidentifiedImageError
@@ -19,6 +20,10 @@ from PIL import Image, ImageChops, ImageOps, UnidentifiedImageError
 Image.MAX_IMAGE_PIXELS = (
     None  # `max_pixels` is judged here, from the header; Pillow's own limit would warn below and raise above it
 )
+
+# Samples and requests come from anyone: only formats that Pillow or its bundled libraries decode in this process. EPS would
+# start Ghostscript, and the rest are rarely photographs and seldom tested.
+FORMATS = ("PNG", "JPEG", "JPEG2000", "BMP", "DIB", "GIF", "TIFF", "WEBP", "AVIF", "PPM", "ICO", "TGA")
 
 _LARGE_PIXELS = 4_000_000
 _LARGE = threading.Lock()  # one large image at a time, so that memory does not grow with the number of threads
@@ -57,9 +62,9 @@ def open_header(data: bytes, *, max_pixels: int, min_side: int) -> Image.Image:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            image = Image.open(io.BytesIO(data))
+            image = Image.open(io.BytesIO(data), formats=_formats())
     except UnidentifiedImageError:
-        raise BadImage("not an image, or an image format that Pillow does not know") from None
+        raise BadImage(f"not an image of a known format ({', '.join(FORMATS)})") from None
     except Exception as error:
         raise BadImage(f"the header is damaged: {_reason(error)}") from error
     width, height = image.size
@@ -68,6 +73,13 @@ def open_header(data: bytes, *, max_pixels: int, min_side: int) -> Image.Image:
     if min(width, height) < min_side:
         raise BadImage(f"{width} x {height}: a side is shorter than data.min_side ({min_side})")
     return image
+
+
+@cache
+def _formats() -> tuple[str, ...]:
+    """Those of ``FORMATS`` that this Pillow was built with; to name another would be an error."""
+    Image.init()
+    return tuple(name for name in FORMATS if name in Image.OPEN)
 
 
 def decode(data: bytes, *, max_pixels: int, min_side: int) -> ImageInfo:

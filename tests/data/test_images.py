@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import struct
+import subprocess
 import zlib
 
 import numpy as np
@@ -147,6 +149,20 @@ def test_measures() -> None:
 def test_refused_with_the_reason(data: bytes, reason: str) -> None:
     with pytest.raises(images.BadImage, match=reason):
         _decode(data)
+
+
+def test_only_formats_that_start_no_other_program_are_opened(monkeypatch: pytest.MonkeyPatch) -> None:
+    postscript = encode(picture(14, mode="RGB"), "EPS")
+    assert Image.open(io.BytesIO(postscript)).format == "EPS"  # Pillow itself would hand it to Ghostscript
+    monkeypatch.setattr(subprocess, "Popen", lambda *a, **k: pytest.fail("started a program"))
+    for data in (postscript, encode(picture(15), "PCX"), encode(picture(15), "SGI")):
+        with pytest.raises(images.BadImage, match="not an image of a known format"):
+            _decode(data)
+
+
+@pytest.mark.parametrize("format_", images.FORMATS)
+def test_every_named_format_is_opened(format_: str) -> None:
+    assert _decode(encode(picture(16, mode="RGB"), format_)).image.size == (16, 16)
 
 
 def test_a_bomb_is_refused_before_it_is_decoded(monkeypatch: pytest.MonkeyPatch) -> None:
