@@ -15,16 +15,18 @@ import hashlib
 import json
 import os
 import shutil
+import sys
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 import fsspec
 from pydantic import ValidationError
 
 from ssl_core.contracts import ArtifactRef, DatasetRef, ModelRef, Ref, StepResult, StepStatus
-from ssl_core.errors import TryAgain
+from ssl_core.errors import TryAgain, UserError
 
 _KEPT_CHECKPOINTS = 2
 
@@ -64,6 +66,27 @@ def storage_errors(place: str) -> Iterator[None]:
         raise TryAgain(
             f"storage failed: {error}", place=place, next_step="run again once the storage answers"
         ) from error
+    except Exception as error:
+        if not _is_of_s3(error):
+            raise
+        raise TryAgain(
+            f"storage failed: {error}",
+            place=place,
+            next_step="check AWS_ENDPOINT_URL, AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, and that the storage is up; "
+            "then run again",
+        ) from error
+
+
+def _is_of_s3(error: Exception) -> bool:
+    """Whether botocore or aiohttp raised it: s3fs makes an ``OSError`` of what the server answers, not of no answer at all."""
+    for module, name in (
+        ("botocore.exceptions", "BotoCoreError"),
+        ("botocore.exceptions", "ClientError"),
+        ("aiohttp", "ClientError"),
+    ):
+        if module in sys.modules and isinstance(error, getattr(sys.modules[module], name)):
+            return True
+    return False
 
 
 def _was_there(error: BaseException) -> bool:
@@ -77,12 +100,32 @@ def _was_there(error: BaseException) -> bool:
     return False
 
 
+def _remove(path: Path) -> None:
+    """Removes a file or folder, or nothing."""
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def _matches(seal: dict[str, str], folder: Path) -> bool:
+    """Whether ``folder`` holds the files of ``seal``, name to SHA-256."""
+    return all((folder / part).is_file() and file_sha256(folder / part) == sha for part, sha in seal.items())
+
+
 class Store:
     """A store at ``url`` (``file://`` or ``s3://``); ``cache`` keeps local copies of what lies in S3."""
 
     def __init__(self, url: str, cache: Path) -> None:
         self.url = url.rstrip("/")
-        self.fs, self.root = fsspec.core.url_to_fs(self.url)
+        try:
+            self.fs, self.root = fsspec.core.url_to_fs(self.url)
+        except (ValueError, ImportError) as error:  # an unknown kind of storage, or one whose library is not installed
+            raise UserError(
+                f"no store can be opened at {self.url.split('://')[0]}://",
+                place="SSL_STORE",
+                next_step="set it to file:///some/folder or s3://bucket/prefix",
+            ) from error
         self.root = self.root.rstrip("/")
         self.cache = cache
         self.is_local = "file" in (self.fs.protocol if isinstance(self.fs.protocol, tuple) else (self.fs.protocol,))
@@ -104,6 +147,11 @@ class Store:
                 return bytes(self.fs.cat_file(self.path(uri)))
         except FileNotFoundError:
             return None
+
+    def exists(self, uri: str) -> bool:
+        """Whether there is a file or folder at ``uri``."""
+        with storage_errors(self.path(uri)):
+            return bool(self.fs.exists(self.path(uri)))
 
     def names(self, uri: str) -> list[str]:
         """The names directly below ``uri``, sorted; empty where there is nothing."""
@@ -151,7 +199,7 @@ class Store:
     def remove(self, uri: str) -> None:
         """Removes a file or folder; nothing there is fine."""
         with storage_errors(self.path(uri)):
-            if self.fs.exists(self.path(uri)):
+            if self.exists(uri):
                 self.fs.rm(self.path(uri), recursive=True)
 
     @staticmethod
@@ -191,7 +239,7 @@ class Store:
         except ValidationError:
             return None
         refs = [ref for ref in result.outputs.values() if isinstance(ref, ArtifactRef)]
-        return result if all(self.fs.exists(self.path(ref.uri)) for ref in refs) else None
+        return result if all(self.exists(ref.uri) for ref in refs) else None
 
     def publish(self, project: str, result: StepResult, out: Path) -> None:
         """Commits a step: its outputs first, ``result.json`` last. Nothing is visible before that."""
@@ -216,28 +264,47 @@ class Store:
         if isinstance(ref, DatasetRef):
             raise TypeError("datasets are read by content address: ssl_core.data.reader.fetch")
         assert isinstance(ref, ArtifactRef | ModelRef)
-        local = (
-            Path(self.path(ref.uri)) if self.is_local else self.cache / "artifacts" / ref.sha256 / Path(ref.uri).name
-        )
-        if not self.is_local and not local.exists():
-            temporary = local.with_name(f".{local.name}.{uuid.uuid4().hex}")
-            with storage_errors(self.path(ref.uri)):
-                temporary.parent.mkdir(parents=True, exist_ok=True)
-                self.fs.get(self.path(ref.uri), str(temporary), recursive=True)
-                temporary.replace(local)
+        if self.is_local:
+            local = Path(self.path(ref.uri))
+            whole = local.exists() and path_sha256(local) == ref.sha256
+        else:
+            local = self.cache / "artifacts" / ref.sha256 / Path(ref.uri).name
+            whole = self.copy(ref.uri, local, lambda copy: path_sha256(copy) == ref.sha256)
         if not local.exists():
             raise TryAgain(
                 "an artifact is missing from the store",
                 place=self.path(ref.uri),
                 next_step="run the step that made it again: " + ref.producer,
             )
-        if path_sha256(local) != ref.sha256:
+        if not whole:
             raise TryAgain(
                 "an artifact differs from its digest",
-                place=str(local),
+                place=self.path(ref.uri),
                 next_step="remove its folder and run the step that made it again: " + ref.producer,
             )
         return local
+
+    def copy(self, uri: str, local: Path, is_whole: Callable[[Path], bool]) -> bool:
+        """Keeps a copy of ``uri`` at ``local``; returns whether it is whole. One that is not is downloaded anew, once.
+
+        No copy is seen half-written. Nothing at ``uri`` leaves nothing at ``local``.
+        """
+        if local.exists() and is_whole(local):
+            return True
+        temporary = local.with_name(f".{local.name}.{uuid.uuid4().hex}")
+        try:
+            with storage_errors(self.path(uri)):
+                _remove(local)  # torn or changed since: the store has the last word
+                temporary.parent.mkdir(parents=True, exist_ok=True)
+                self.fs.invalidate_cache()
+                self.fs.get(self.path(uri), str(temporary), recursive=True)
+                if not local.exists():  # else another process made it meanwhile
+                    temporary.replace(local)
+        except FileNotFoundError:
+            return False
+        finally:
+            _remove(temporary)
+        return is_whole(local)
 
     def checkpoints(self, project: str, step: str, key: str) -> Checkpoints:
         return Checkpoints(self, f"{self.folder(project, step, key)}/checkpoints")
@@ -277,14 +344,13 @@ class Checkpoints:
             raw = self._store.read(f"{self._uri}/{name}/seal.json")
             if raw is None or not name.isdigit():
                 continue
+            is_whole = partial(_matches, json.loads(raw))
             local = Path(self._store.path(f"{self._uri}/{name}"))
             if not self._store.is_local:
                 local = self._store.cache / "checkpoints" / hashlib.sha256(raw).hexdigest()
-                if not local.exists():
-                    with storage_errors(self._store.path(self._uri)):
-                        self._store.fs.get(self._store.path(f"{self._uri}/{name}"), str(local), recursive=True)
-            seal = json.loads(raw)
-            if all((local / part).is_file() and file_sha256(local / part) == sha for part, sha in seal.items()):
+                if self._store.copy(f"{self._uri}/{name}", local, is_whole):
+                    return int(name), local
+            elif is_whole(local):
                 return int(name), local
         return None
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from ssl_core.contracts import ArtifactRef, StepResult, StepStatus
-from ssl_core.errors import TryAgain
+from ssl_core.errors import TryAgain, UserError
 from ssl_core.store import Store, path_sha256
 
 
@@ -174,3 +174,99 @@ def test_an_unwritable_store_says_so(tmp_path):
     store = Store((tmp_path / "file" / "store").as_uri(), tmp_path / "cache")
     with pytest.raises(TryAgain):
         store.write("a/b", b"x")
+
+
+# ---- storage that is not this machine's disk
+
+
+@pytest.fixture
+def remote(tmp_path):
+    """A store whose files must be downloaded, in memory."""
+    store = Store(f"memory://{tmp_path.name}", tmp_path / "cache")
+    yield store
+    store.fs.rm(store.root, recursive=True)
+
+
+def download_then(monkeypatch, store, act, times=1):
+    """``act(local path)`` after each of the next ``times`` downloads; returns the list of downloads."""
+    real, done = store.fs.get, []
+
+    def get(remote_path, local_path, **options):
+        real(remote_path, local_path, **options)
+        done.append(remote_path)
+        if len(done) <= times:
+            act(Path(local_path))
+
+    monkeypatch.setattr(store.fs, "get", get)
+    return done
+
+
+def tear(path):
+    for file in [path] if path.is_file() else path.rglob("*.*"):
+        file.write_bytes(file.read_bytes()[:2])
+
+
+def die(path):
+    tear(path)
+    raise KeyboardInterrupt
+
+
+def test_a_damaged_copy_is_downloaded_again(remote, monkeypatch):
+    ref = commit(remote, "hello").outputs["x"]
+    tear(remote.fetch(ref))
+    downloads = download_then(monkeypatch, remote, tear, times=0)
+    assert remote.fetch(ref).read_text() == "hello"
+    assert remote.fetch(ref).read_text() == "hello"
+    assert len(downloads) == 1
+
+
+def test_what_is_damaged_in_the_store_is_said_after_one_download(remote, monkeypatch):
+    ref = commit(remote, "hello").outputs["x"]
+    remote.write(ref.uri, b"hellO")
+    downloads = download_then(monkeypatch, remote, tear, times=0)
+    with pytest.raises(TryAgain, match="differs from its digest"):
+        remote.fetch(ref)
+    assert len(downloads) == 1
+    remote.remove(ref.uri)
+    with pytest.raises(TryAgain, match="missing from the store"):
+        remote.fetch(ref)
+
+
+def test_a_download_that_is_cut_off_leaves_no_copy(remote, monkeypatch):
+    ref = commit(remote, "hello").outputs["x"]
+    checkpoints = remote.checkpoints("p", "s", "k")
+    save(checkpoints, remote, 5, "good")
+    for fetch in (lambda: remote.fetch(ref), checkpoints.newest):
+        with monkeypatch.context() as patch:
+            download_then(patch, remote, die)
+            with pytest.raises(KeyboardInterrupt):
+                fetch()
+    assert [path for path in remote.cache.rglob("*") if path.is_file()] == []
+    assert remote.fetch(ref).read_text() == "hello"
+    assert checkpoints.newest()[0] == 5
+
+
+def test_a_damaged_copy_of_a_checkpoint_is_downloaded_again(remote):
+    checkpoints = remote.checkpoints("p", "s", "k")
+    save(checkpoints, remote, 5, "older")
+    save(checkpoints, remote, 10, "newer")
+    tear(checkpoints.newest()[1])
+    position, folder = checkpoints.newest()
+    assert (position, (folder / "w.bin").read_text()) == (10, "newer")
+    remote.write("p/s/k/checkpoints/000000000010/w.bin", b"torn")
+    shutil.rmtree(folder)
+    assert checkpoints.newest()[0] == 5
+
+
+@pytest.mark.parametrize("url", ["foo://bucket/x", "gs://bucket/x"])
+def test_a_store_of_an_unknown_kind_is_the_users_error(url, tmp_path, monkeypatch):
+    def missing(protocol):
+        raise ImportError("Please install gcsfs to access Google Storage")
+
+    if url.startswith("gs"):
+        monkeypatch.setattr("fsspec.core.get_filesystem_class", missing)
+    with pytest.raises(UserError, match="no store can be opened at") as caught:
+        Store(url, tmp_path)
+    assert caught.value.place == "SSL_STORE"
+    assert "file://" in caught.value.next_step
+    assert "s3://" in caught.value.next_step

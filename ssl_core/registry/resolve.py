@@ -95,4 +95,4 @@ def _usable(version: versions.ModelVersion, store: Store, recipe: str | None) ->
     tags = version.tags
     if "ssl.uri" not in tags or (recipe is not None and tags.get("ssl.recipe") != recipe):
         return False
-    return bool(store.fs.exists(store.path(tags["ssl.uri"])))
+    return store.exists(tags["ssl.uri"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -90,3 +91,38 @@ def test_missing_rights_and_a_wrong_secret_are_told(open_store):
         open_store(read_only=True).write("a", b"x")
     with pytest.raises(TryAgain):
         open_store(secret="wrong").read("a")
+
+
+@pytest.mark.parametrize("fault", ["no server", "no credentials"])
+def test_storage_that_does_not_answer_is_told(fault, tmp_path, monkeypatch):
+    with socket.socket() as taken:  # bound and not listening: every connection is refused
+        taken.bind(("127.0.0.1", 0))
+        place = f"http://127.0.0.1:{taken.getsockname()[1]}"
+        environment = {
+            "AWS_ENDPOINT_URL": place,
+            "AWS_DEFAULT_REGION": "us-east-1",
+            "AWS_EC2_METADATA_DISABLED": "true",
+        }
+        environment |= {
+            "AWS_SHARED_CREDENTIALS_FILE": str(tmp_path / "none"),
+            "AWS_CONFIG_FILE": str(tmp_path / "none"),
+        }
+        for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+            monkeypatch.delenv(name, raising=False)
+            if fault == "no server":
+                environment[name] = "x"
+        for name, value in environment.items():
+            monkeypatch.setenv(name, value)
+        fsspec.get_filesystem_class("s3").clear_instance_cache()
+        store = Store("s3://platform/store", tmp_path / "cache")
+        ref = ArtifactRef(kind="model", uri="p/s/k/out/model", sha256="0" * 64, producer="s/k")
+        for call in (
+            lambda: store.read("a"),
+            lambda: store.exists("a"),
+            lambda: store.create("a", b"x"),
+            lambda: store.fetch(ref),
+        ):
+            with pytest.raises(TryAgain, match=place if fault == "no server" else "[Cc]redentials") as caught:
+                call()
+            assert "AWS_ENDPOINT_URL" in caught.value.next_step
+    fsspec.get_filesystem_class("s3").clear_instance_cache()
