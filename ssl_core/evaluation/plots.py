@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -37,54 +38,53 @@ _MOST_CLASS_NAMES = 40
 _DPI = 150
 
 
-def _figure(width: float, height: float) -> tuple[Figure, Axes]:
+@contextmanager
+def _figure(path: Path, width: float, height: float) -> Iterator[tuple[Figure, Axes]]:
+    """An empty figure, stored at ``path`` at the end; its texts are shown as they are, so that ``$`` starts no formula."""
     import matplotlib as mpl
 
     mpl.use("Agg")
     import matplotlib.pyplot as plt
 
-    figure, axes = plt.subplots(figsize=(width, height), layout="constrained")
-    axes.spines[["top", "right"]].set_visible(False)
-    return figure, axes
-
-
-def _save(figure: Figure, path: Path) -> None:
-    import matplotlib.pyplot as plt
-
-    # Without the writer's version, equal numbers give equal files.
-    figure.savefig(path, dpi=_DPI, metadata={"Software": None})
-    plt.close(figure)
+    with mpl.rc_context({"text.parse_math": False}):
+        figure, axes = plt.subplots(figsize=(width, height), layout="constrained")
+        try:
+            axes.spines[["top", "right"]].set_visible(False)
+            yield figure, axes
+            # Without the writer's version, equal numbers give equal files.
+            figure.savefig(path, dpi=_DPI, metadata={"Software": None})
+        finally:
+            plt.close(figure)
 
 
 def plot_label_efficiency(path: Path, rows: Sequence[Mapping[str, Any]], project: str) -> None:
     """Accuracy against the number of labels, with 95% intervals: ``rows`` are ``label_budgets`` of the evaluation."""
     from matplotlib.ticker import NullLocator, PercentFormatter
 
-    figure, axes = _figure(7.0, 4.4)
-    counts = [row["count"] for row in rows]
-    names = {
-        "pretrained": f"pretrained encoder, {rows[0]['pretrained']['probe'].replace('-', ' ')}",
-        "random_init": "the same encoder, random weights",
-        "classical": "best classical baseline on pixels",
-    }
-    for shift, (method, (colour, line, marker)) in zip((1.0, 1.015, 0.985), _METHODS.items(), strict=True):
-        mean = np.array([row[method]["mean"] for row in rows])
-        below, above = (np.abs(mean - [row[method][end] for row in rows]) for end in ("low", "high"))
-        # Shifted a little, so that intervals at one budget do not hide each other.
-        axes.errorbar(
-            np.array(counts) * shift, mean, yerr=[below, above], color=colour, linestyle=line, marker=marker,
-            markersize=5, linewidth=1.8, capsize=3, label=names[method],
-        )  # fmt: skip
-    axes.set_xscale("log")
-    axes.set_xticks(counts, [f"{row['count']:,}" + ("\n(all)" if row["labels"] == "all" else "") for row in rows])
-    axes.xaxis.set_minor_locator(NullLocator())
-    axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
-    axes.set_xlabel("labelled training images (log scale)")
-    axes.set_ylabel("accuracy on the test split")
-    axes.set_title(f"{project}: what pretraining is worth at each number of labels", loc="left")
-    axes.grid(axis="y", alpha=0.25)
-    axes.legend(frameon=False, loc="lower right", title="bars: 95% intervals", alignment="left")
-    _save(figure, path)
+    with _figure(path, 7.0, 4.4) as (_, axes):
+        counts = [row["count"] for row in rows]
+        names = {
+            "pretrained": f"pretrained encoder, {rows[0]['pretrained']['probe'].replace('-', ' ')}",
+            "random_init": "the same encoder, random weights",
+            "classical": "best classical baseline on pixels",
+        }
+        for shift, (method, (colour, line, marker)) in zip((1.0, 1.015, 0.985), _METHODS.items(), strict=True):
+            mean = np.array([row[method]["mean"] for row in rows])
+            below, above = (np.abs(mean - [row[method][end] for row in rows]) for end in ("low", "high"))
+            # Shifted a little, so that intervals at one budget do not hide each other.
+            axes.errorbar(
+                np.array(counts) * shift, mean, yerr=[below, above], color=colour, linestyle=line, marker=marker,
+                markersize=5, linewidth=1.8, capsize=3, label=names[method],
+            )  # fmt: skip
+        axes.set_xscale("log")
+        axes.set_xticks(counts, [f"{row['count']:,}" + ("\n(all)" if row["labels"] == "all" else "") for row in rows])
+        axes.xaxis.set_minor_locator(NullLocator())
+        axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
+        axes.set_xlabel("labelled training images (log scale)")
+        axes.set_ylabel("accuracy on the test split")
+        axes.set_title(f"{project}: what pretraining is worth at each number of labels", loc="left")
+        axes.grid(axis="y", alpha=0.25)
+        axes.legend(frameon=False, loc="lower right", title="bars: 95% intervals", alignment="left")
 
 
 def plot_confusion(path: Path, matrix: Sequence[Sequence[int]], classes: Sequence[str], title: str) -> None:
@@ -93,35 +93,37 @@ def plot_confusion(path: Path, matrix: Sequence[Sequence[int]], classes: Sequenc
     share = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
     n = len(classes)
     side = min(max(4.2, 0.42 * n + 2.2), 12.0)
-    figure, axes = _figure(side + 0.6, side)
-    image = axes.imshow(share, cmap="Blues", vmin=0, vmax=1)
-    axes.spines[:].set_visible(False)
-    if n <= _MOST_CELL_NUMBERS:
-        for i, j in zip(*np.nonzero(counts), strict=True):
-            axes.text(
-                j,
-                i,
-                f"{counts[i, j]:,}",
-                ha="center",
-                va="center",
-                fontsize=8,
-                color="white" if share[i, j] > 0.5 else "#222222",
+    with _figure(path, side + 0.6, side) as (figure, axes):
+        image = axes.imshow(share, cmap="Blues", vmin=0, vmax=1)
+        axes.spines[:].set_visible(False)
+        if n <= _MOST_CELL_NUMBERS:
+            for i, j in zip(*np.nonzero(counts), strict=True):
+                axes.text(
+                    j,
+                    i,
+                    f"{counts[i, j]:,}",
+                    ha="center",
+                    va="center",
+                    fontsize=8,
+                    color="white" if share[i, j] > 0.5 else "#222222",
+                )
+        if n <= _MOST_CLASS_NAMES:
+            long = max(len(name) for name in classes) > 3
+            axes.set_xticks(
+                range(n),
+                [_short(name) for name in classes],
+                rotation=45 if long else 0,
+                ha="right" if long else "center",
             )
-    if n <= _MOST_CLASS_NAMES:
-        long = max(len(name) for name in classes) > 3
-        axes.set_xticks(
-            range(n), [_short(name) for name in classes], rotation=45 if long else 0, ha="right" if long else "center"
-        )
-        axes.set_yticks(range(n), [_short(name) for name in classes])
-    axes.tick_params(length=0)
-    axes.set_xlabel("predicted class")
-    axes.set_ylabel("true class")
-    axes.set_title(title, loc="left")
-    bar = figure.colorbar(image, ax=axes, shrink=0.8, ticks=[0, 0.5, 1])
-    bar.ax.set_yticklabels(["0%", "50%", "100%"])
-    bar.set_label("share of the true class")
-    bar.outline.set_visible(False)  # type: ignore[operator]
-    _save(figure, path)
+            axes.set_yticks(range(n), [_short(name) for name in classes])
+        axes.tick_params(length=0)
+        axes.set_xlabel("predicted class")
+        axes.set_ylabel("true class")
+        axes.set_title(title, loc="left")
+        bar = figure.colorbar(image, ax=axes, shrink=0.8, ticks=[0, 0.5, 1])
+        bar.ax.set_yticklabels(["0%", "50%", "100%"])
+        bar.set_label("share of the true class")
+        bar.outline.set_visible(False)  # type: ignore[operator]
 
 
 def plot_embedding_map(
@@ -132,31 +134,42 @@ def plot_embedding_map(
 
     present = [k for k in range(len(classes)) if (labels == k).any()]
     wide = 1 < len(present) <= _MOST_CLASS_NAMES
-    figure, axes = _figure(7.4 if wide else 6.0, 5.6)
-    for k in present:
-        own = points[labels == k]
-        axes.scatter(
-            own[:, 0], own[:, 1], s=16, color=_CLASSES[k % len(_CLASSES)], marker=_MARKERS[k // len(_CLASSES) % len(_MARKERS)],
-            linewidths=0, alpha=0.85, label=_short(classes[k]),
-        )  # fmt: skip
-        if len(present) <= _MOST_CELL_NUMBERS:
-            middle = own[((own - np.median(own, axis=0)) ** 2).sum(axis=1).argmin()]
-            text = axes.annotate(_short(classes[k]), middle, fontsize=10, fontweight="bold", ha="center", va="center")
-            text.set_path_effects([effects.withStroke(linewidth=3, foreground="white")])
-    axes.set_xticks([])
-    axes.set_yticks([])
-    axes.set_aspect("equal", adjustable="datalim")
-    axes.spines[:].set_visible(False)
-    axes.set_title(
-        f"{project}: {len(points):,} test images as the encoder sees them, without labels", loc="left", fontsize=11
-    )
-    axes.set_xlabel(f"{method} of the embeddings (no units; near means alike)")
-    if wide:
-        columns = 1 if len(present) <= 20 else 2
-        axes.legend(
-            frameon=False, loc="center left", bbox_to_anchor=(1.0, 0.5), title="true class", ncols=columns, fontsize=9
+    with _figure(path, 7.4 if wide else 6.0, 5.6) as (_, axes):
+        dots = []
+        for k in present:
+            own = points[labels == k]
+            scatter = axes.scatter(
+                own[:, 0], own[:, 1], s=16, color=_CLASSES[k % len(_CLASSES)], marker=_MARKERS[k // len(_CLASSES) % len(_MARKERS)],
+                linewidths=0, alpha=0.85,
+            )  # fmt: skip
+            dots.append(scatter)
+            if len(present) <= _MOST_CELL_NUMBERS:
+                middle = own[((own - np.median(own, axis=0)) ** 2).sum(axis=1).argmin()]
+                text = axes.annotate(
+                    _short(classes[k]), middle, fontsize=10, fontweight="bold", ha="center", va="center"
+                )
+                text.set_path_effects([effects.withStroke(linewidth=3, foreground="white")])
+        axes.set_xticks([])
+        axes.set_yticks([])
+        axes.set_aspect("equal", adjustable="datalim")
+        axes.spines[:].set_visible(False)
+        axes.set_title(
+            f"{project}: {len(points):,} test images as the encoder sees them, without labels", loc="left", fontsize=11
         )
-    _save(figure, path)
+        axes.set_xlabel(f"{method} of the embeddings (no units; near means alike)")
+        if wide:
+            columns = 1 if len(present) <= 20 else 2
+            # Labels of artists that start with an underscore would be left out; labels given here are not.
+            axes.legend(
+                dots,
+                [_short(classes[k]) for k in present],
+                frameon=False,
+                loc="center left",
+                bbox_to_anchor=(1.0, 0.5),
+                title="true class",
+                ncols=columns,
+                fontsize=9,
+            )
 
 
 def _short(name: str, limit: int = 18) -> str:

@@ -239,6 +239,26 @@ def test_plots_of_any_number_of_classes_are_equal_for_equal_numbers(tmp_path, cl
         assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
 
 
+def test_class_names_are_shown_as_they_are(tmp_path, monkeypatch):
+    from matplotlib.figure import Figure
+
+    names, shown = ["$_$", r"$\x$", "_hidden", "a $b_c$", "100%", "^{"], []
+    save = Figure.savefig
+
+    def watched(figure, *arguments, **options):
+        shown.append(figure)
+        save(figure, *arguments, **options)
+
+    monkeypatch.setattr(Figure, "savefig", watched)
+    plot_confusion(tmp_path / "c.png", np.eye(6, dtype=int).tolist(), names, "title $_$")
+    points = np.random.default_rng(1).normal(size=(90, 2))
+    plot_embedding_map(tmp_path / "m.png", points, np.arange(90) % 6, names, "tiny", "PCA")
+    confusion, embedding = (figure.axes[0] for figure in shown)
+    assert [text.get_text() for text in confusion.get_xticklabels()] == names
+    assert [text.get_text() for text in embedding.get_legend().get_texts()] == names
+    assert min((tmp_path / name).stat().st_size for name in ("c.png", "m.png")) > 5_000
+
+
 def test_flatten_falls_back_where_there_is_nothing_to_map():
     generator = np.random.default_rng(0)
     assert evaluate.flatten(generator.normal(size=(1, 5)))[0].shape == (1, 2)
