@@ -159,7 +159,12 @@ def _publish_forever(url, cache):
 def test_a_kill_in_the_middle_leaves_only_whole_records(store):
     worker = multiprocessing.get_context("fork").Process(target=_publish_forever, args=(store.url, store.cache))
     worker.start()
-    time.sleep(0.4)
+    deadline = time.monotonic() + 60
+    while not list(Path(store.root).glob("p/s/*/result.json")):
+        assert worker.is_alive()
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    time.sleep(0.1)  # into some later record
     os.kill(worker.pid, signal.SIGKILL)
     worker.join()
     records = list(Path(store.root).glob("p/s/*/result.json"))

@@ -162,7 +162,7 @@ def test_a_resumable_step_that_does_not_answer_is_ended(do):
     start = time.monotonic()
     with pytest.raises(TryAgain, match="SIGTERM"):
         do(ignore_stop, resumable=True)
-    assert 2.5 < time.monotonic() - start < 10
+    assert 2.5 < time.monotonic() - start < 60
 
 
 def test_signal_handlers_are_put_back(do):

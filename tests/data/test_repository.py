@@ -6,10 +6,10 @@ Tests whose subject is Git run with a quick stand-in for the dvc command; the ot
 from __future__ import annotations
 
 import os
+import select
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -125,12 +125,20 @@ def test_unchanged_content_makes_no_version(grown: tuple[Settings, list[set[str]
 
 
 _WRITER = """
-import sys
+import sys, time
 from pathlib import Path
 from ssl_core.config.settings import Settings
+from ssl_core.data import repository as module
 from ssl_core.data.repository import DataRepository
 from tests.data.remotes import dataset_folder
-home, number = Path(sys.argv[1]), int(sys.argv[2])
+home, number, pause_after, dvc = Path(sys.argv[1]), int(sys.argv[2]), sys.argv[3], module.dvc
+def paused(command, *arguments, **options):
+    answer = dvc(command, *arguments, **options)
+    if command == pause_after:
+        print("paused", flush=True)
+        time.sleep(600)
+    return answer
+module.dvc = paused
 repository = DataRepository(Settings(home=home))
 folder = dataset_folder(home / f"work-{number}", [bytes([number]) * 200_000])
 with repository.lock():
@@ -139,9 +147,10 @@ with repository.lock():
 """
 
 
-def _start_writer(home: Path, number: int) -> subprocess.Popen[str]:
+def _start_writer(home: Path, number: int, pause_after: str = "") -> subprocess.Popen[str]:
+    """A process that publishes; after the DVC command ``pause_after`` it says ``paused`` and goes no further."""
     return subprocess.Popen(
-        [sys.executable, "-c", _WRITER, str(home), str(number)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        [sys.executable, "-c", _WRITER, str(home), str(number), pause_after], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
         cwd=Path(__file__).parents[2], start_new_session=True,
     )  # fmt: skip
 
@@ -157,17 +166,18 @@ def test_two_writers_at_once_go_one_after_the_other(settings: Settings) -> None:
 
 
 @pytest.mark.parametrize(
-    "moment",
+    ("command", "left"),
     [
-        pytest.param("scratch/data-repository/*/clone/tiny/data.dvc", marks=pytest.mark.e2e),
-        "dvc-remote/files/md5/*/*.dir",  # all content is pushed, no commit made
+        pytest.param("add", "scratch/data-repository/*/clone/tiny/data.dvc", marks=pytest.mark.e2e),
+        ("push", "dvc-remote/files/md5/*/*.dir"),  # all content is pushed, no commit made
     ],
 )
-def test_a_killed_writer_leaves_the_repository_usable(settings: Settings, moment: str) -> None:
-    writer = _start_writer(settings.root, 1)
-    deadline = time.monotonic() + 90
-    while not list(settings.root.glob(moment)) and time.monotonic() < deadline:
-        time.sleep(0.005)
+def test_a_killed_writer_leaves_the_repository_usable(settings: Settings, command: str, left: str) -> None:
+    writer = _start_writer(settings.root, 1, pause_after=command)
+    assert writer.stdout is not None
+    assert select.select([writer.stdout], [], [], 90)[0], "never got there"
+    assert writer.stdout.readline() == "paused\n"
+    assert list(settings.root.glob(left))
     os.killpg(writer.pid, signal.SIGKILL)
     writer.communicate()
     repository = DataRepository(settings)
