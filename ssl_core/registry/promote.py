@@ -1,7 +1,8 @@
 """Step ``promote``, and the command of the same name: the only places that move a champion alias.
 
 The ledger is the truth and the aliases follow it. A promotion is one new entry; the aliases are then set to what the
-ledger says. A crash in between is mended by the next call, which starts by doing just that.
+ledger says. A crash in between is mended by the next call, which starts by doing just that, and by asking the champion by its
+alias where that is still to be done.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from ssl_core.config.settings import Settings
 from ssl_core.contracts import ArtifactRef, GateReport, LedgerEntry, ModelRef, RunContext, Verdict
-from ssl_core.errors import CheckFailed, StepError, UserError
+from ssl_core.errors import CheckFailed, StepError, TryAgain, UserError
 from ssl_core.registry import versions
 from ssl_core.registry.client import connect, mlflow_errors, version_link
 from ssl_core.registry.gate import current_champion, dataset_name
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
 
 Action = Literal["PROMOTED", "REJECTED", "DECLINED", "EXPIRED"]
 _LEAST_DIGEST = 8
+_DONE = "ssl.ledger"  # a version's tag: the ledger entry whose every consequence was drawn
 
 
 @dataclass(frozen=True)
@@ -48,7 +50,7 @@ def run(ctx: StepContext) -> StepOutput:
     with mlflow_errors(ctx.settings):
         client = connect(ctx.settings)
         ledger = Ledger(ctx.store, ctx.project.name)
-        mended = reconcile(client, ledger)
+        mended = reconcile(client, ledger) + finish(client, ctx.store, ledger, ctx.run)
         if report.verdict is Verdict.NEEDS_HUMAN and "already_decided" not in report.details:
             outcome = Outcome(None, waiting(report, ref.sha256))
         else:
@@ -165,6 +167,26 @@ def settle(
     return Outcome(entry, f"{title} {words[action]}{replaced} (ledger entry {entry.seq}): {report.reasons[0]}")
 
 
+def finish(client: MlflowClient, store: Store, ledger: Ledger, run: RunContext) -> list[str]:
+    """Completes a promotion that was cut off before its champion was asked by the alias; a line where there was one.
+
+    Raises ``CheckFailed`` where that champion fails; the one before is then back.
+    """
+    entries = ledger.entries()
+    champion = standing(entries).champion
+    entry = next((e for e in reversed(entries) if e.action == "PROMOTED" and e.model_version == champion), None)
+    version = versions.get_version(client, ledger.project, entry.model_version) if entry else None
+    if entry is None or version is None:
+        return []
+    marked = version.tags.get(_DONE, "")
+    if marked.isdigit() and int(marked) >= entry.seq:
+        return []
+    ref = versions.to_ref(version)
+    _check_alias(client, ledger, entry, store.fetch(ref) / versions.GOLDEN_FILE, run)
+    _mark(client, entry, ref)
+    return [f"{ref.name} version {ref.version}, promoted in ledger entry {entry.seq}, now answered by its alias"]
+
+
 def _nothing_new(title: str, settled: LedgerEntry) -> Outcome:
     return Outcome(
         None,
@@ -173,9 +195,17 @@ def _nothing_new(title: str, settled: LedgerEntry) -> Outcome:
 
 
 def _check_alias(client: MlflowClient, ledger: Ledger, entry: LedgerEntry, golden: Path, run: RunContext) -> None:
-    """Replays the golden batch through ``@champion``; where it fails, the ledger and the aliases go back."""
+    """Replays the golden batch through ``@champion``; where it fails, the ledger and the aliases go back.
+
+    ``TryAgain`` leaves the promotion as it is, without its mark: the next call asks again.
+    """
     try:
         versions.require_golden(f"models:/{ledger.project}@{versions.CHAMPION}", golden)
+    except TryAgain as error:
+        error.cause = (
+            f"version {entry.model_version} is the champion, but was not asked by its alias yet: {error.cause}"
+        )
+        raise
     except CheckFailed as error:
         roll_back(client, ledger, entry, str(error), run)
         raise CheckFailed(
@@ -211,20 +241,20 @@ def roll_back(
 
 
 def _mark(client: MlflowClient, entry: LedgerEntry, challenger: ModelRef) -> None:
-    """The version's tags; and ``challenger`` is free again. Neither is read to decide anything."""
+    """``challenger`` is free again, and the version's tags; last the one that says that nothing is left to do."""
     tags = {
         "ssl.verdict": entry.verdict.value,
         "ssl.action": entry.action,
-        "ssl.ledger": str(entry.seq),
         "ssl.decided_by": entry.user,
+        _DONE: str(entry.seq),
     }
     if versions.get_version(client, challenger.name, challenger.version) is None:
         return
-    for name, value in tags.items():
-        client.set_model_version_tag(challenger.name, challenger.version, name, value)
     holder = versions.by_alias(client, challenger.name, versions.CHALLENGER)
     if holder is not None and str(holder.version) == challenger.version:
         versions.set_alias(client, challenger.name, versions.CHALLENGER, None)
+    for name, value in tags.items():
+        client.set_model_version_tag(challenger.name, challenger.version, name, value)
 
 
 def find_report(store: Store, project: str, digest: str) -> tuple[GateReport, str]:
@@ -264,6 +294,7 @@ def decide(
         ledger = Ledger(store, project)
         try:
             reconcile(client, ledger)
+            finish(client, store, ledger, run)
             return settle(client, store, ledger, report, sha256, action, run)
         except StepError as error:
             error.place = error.place or f"gate report {digest}"

@@ -5,7 +5,11 @@ Everything a reference needs is in the version's tags, so that the registry alon
 
 from __future__ import annotations
 
+import errno
+import re
+import shutil
 import sys
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from ssl_core.config.project import ProjectConfig
 from ssl_core.contracts import ModelRef
-from ssl_core.errors import CheckFailed
+from ssl_core.errors import CheckFailed, TryAgain
 from ssl_core.pipeline import digest, recipe_digest
 
 if TYPE_CHECKING:
@@ -24,6 +28,7 @@ CHAMPION, CHALLENGER, PREVIOUS = "champion", "challenger", "previous"
 GOLDEN_FILE = "golden.safetensors"
 GOLDEN_TOLERANCE = 1e-5
 _ABSENT = ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE")  # MLflow says the second where an alias is missing
+_NOT_THERE = r"\b404 Client Error|No such file|NoSuchKey|No such artifact"
 _MOST_VERSIONS = 1000
 
 
@@ -104,11 +109,68 @@ def unchanged_path() -> Iterator[None]:
         sys.path[:] = before
 
 
+@contextmanager
+def _temporary_folder() -> Iterator[Path]:
+    try:
+        folder = tempfile.mkdtemp(prefix="ssl-core-model-")
+    except OSError as error:
+        raise _try_again("no temporary folder for the model", error, tempfile.tempdir or "TMPDIR") from error
+    try:
+        yield Path(folder)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _download(model_uri: str, folder: Path) -> str:
+    """The model's files below ``folder``. ``CheckFailed`` only where they are known not to be there."""
+    import mlflow
+    import requests
+
+    try:
+        return str(mlflow.artifacts.download_artifacts(artifact_uri=model_uri, dst_path=str(folder)))
+    except Exception as error:
+        response = getattr(error, "response", None)
+        if isinstance(error, requests.HTTPError) and response is not None and response.status_code in (401, 403):
+            raise  # refused credentials are told by `mlflow_errors`, as is a server that is away
+        if "API request" in str(error):
+            raise
+        # MLflow collects what the single files ended with in the text of one exception.
+        absent = getattr(error, "error_code", "") in _ABSENT or re.search(_NOT_THERE, str(error))
+        if absent or isinstance(error, FileNotFoundError):
+            raise CheckFailed(f"the model's files are not there: {_words(error)}", place=model_uri) from error
+        raise _try_again("the model cannot be fetched now", error, model_uri) from error
+
+
+def _is_of_this_machine(error: BaseException) -> bool:
+    """Whether a full disk, a failing one or too little memory is behind ``error``, rather than the model's files."""
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, MemoryError):
+            return True
+        if isinstance(cause, OSError) and cause.errno not in (None, errno.ENOENT, errno.ENOTDIR, errno.EISDIR):
+            return True
+        cause = cause.__cause__ or cause.__context__
+    return False
+
+
+def _words(error: Exception) -> str:
+    return " ".join(str(error).split())[:300] or type(error).__name__
+
+
+def _try_again(what: str, error: Exception, place: str) -> TryAgain:
+    return TryAgain(
+        f"{what}: {_words(error)}",
+        place=place,
+        next_step="see that MLflow and its artifacts answer and that the disk has room, then run the same command again",
+    )
+
+
 def replay_golden(model_uri: str, golden: Path) -> float:
     """Largest difference (of features: as a share of the largest one) between what the model at ``model_uri`` answers and what the trainer's network did.
 
     The images of the golden batch go in as PNG files, through the served model's own preprocessing. Raises
-    ``CheckFailed`` where the model cannot be loaded or called, or answers in another shape.
+    ``CheckFailed`` where the model is not there, cannot be loaded or called, or answers in another shape; ``TryAgain`` where
+    that says nothing about the model: it cannot be fetched now, or this machine's disk or memory is full.
     """
     import mlflow
     import numpy as np
@@ -119,16 +181,16 @@ def replay_golden(model_uri: str, golden: Path) -> float:
     expected = load_file(golden)
     kind: Kind = "classifier" if "probabilities" in expected else "encoder"
     wanted = expected["probabilities" if kind == "classifier" else "features"]
-    try:
-        with unchanged_path():
-            model = mlflow.pyfunc.load_model(model_uri)
-        answer = answer_array(kind, model.predict(request(expected["pixels"])))
-    except Exception as error:
-        if type(error).__name__ == "MlflowException" and "API request" in str(error):
-            raise  # the server is away: not the model's fault
-        raise CheckFailed(
-            f"the model cannot be loaded and called: {str(error).splitlines()[0][:300]}", place=model_uri
-        ) from error
+    with _temporary_folder() as folder:
+        local = _download(model_uri, folder)
+        try:
+            with unchanged_path():
+                model = mlflow.pyfunc.load_model(local)
+            answer = answer_array(kind, model.predict(request(expected["pixels"])))
+        except Exception as error:
+            if _is_of_this_machine(error):
+                raise _try_again("the model cannot be loaded now", error, model_uri) from error
+            raise CheckFailed(f"the model cannot be loaded and called: {_words(error)}", place=model_uri) from error
     if answer.shape != wanted.shape or not np.isfinite(answer).all():
         raise CheckFailed(
             f"the model answers {answer.shape}, the trainer's had {wanted.shape}, or not with finite numbers",

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import mlflow
 import pytest
+import requests
 import torch
+from mlflow.exceptions import MlflowException
+from mlflow.protos.databricks_pb2 import RESOURCE_DOES_NOT_EXIST
 from safetensors.torch import load_file, save_file
 
 from ssl_core.contracts import RunContext, Verdict
@@ -179,6 +185,91 @@ def test_a_champion_that_fails_by_its_alias_is_taken_back(world: World, monkeypa
     report, _ = world.gate(inputs)
     assert report.verdict is Verdict.REJECT
     assert "ROLLED_BACK" in report.reasons[0]
+
+
+@pytest.mark.parametrize("broken", [False, True])
+@pytest.mark.parametrize("fault", [TryAgain("the disk is full"), KeyboardInterrupt()], ids=["try-again", "crash"])
+def test_a_champion_that_could_not_be_asked_is_asked_by_the_next_call(
+    world: World, monkeypatch: pytest.MonkeyPatch, fault: BaseException, broken: bool
+) -> None:
+    world.promote(world.gate(world.register("a", right=150))[1])
+    inputs = world.register("b", right=180, dataset=2)
+    _, given = world.gate(inputs)
+    asked: list[str] = []
+
+    def cut_off(uri: str, golden: Path) -> float:
+        if uri.endswith("@champion"):
+            raise fault
+        return 0.0
+
+    def replay(uri: str, golden: Path) -> float:
+        asked.append(uri)
+        return 0.5 if broken else 0.0
+
+    with monkeypatch.context() as patch:
+        patch.setattr(versions, "replay_golden", cut_off)
+        with pytest.raises(type(fault)):
+            world.promote(given)
+    assert [e.action for e in ledger(world).entries()] == ["PROMOTED", "PROMOTED"], "no word on the model"
+    monkeypatch.setattr(versions, "replay_golden", replay)
+    if broken:
+        with pytest.raises(CheckFailed, match="version 1 is the champion again"):
+            world.promote(world.gate(inputs)[1])
+        assert [e.action for e in ledger(world).entries()] == ["PROMOTED", "PROMOTED", "ROLLED_BACK"]
+        assert world.aliases()["champion"] == "1"
+    else:
+        assert "version 2, promoted in ledger entry 2, now answered" in world.promote(world.gate(inputs)[1]).summary
+        assert world.aliases() == {"champion": "2", "previous": "1"}
+    assert asked == ["models:/tiny@champion"]
+    world.promote(world.gate(inputs)[1])
+    assert len(asked) == 1, "and is not asked for ever"
+
+
+_FAILED = "The following failures occurred while downloading one or more artifacts from x:\n"
+
+
+@pytest.mark.parametrize(
+    ("fault", "expected"),
+    [
+        (OSError(errno.ENOSPC, "No space left on device"), TryAgain),
+        (requests.ConnectionError("refused"), TryAgain),
+        (MlflowException(_FAILED + "503 Server Error: Unavailable for url"), TryAgain),
+        (MlflowException(_FAILED + "IncompleteRead(10 bytes read, 90 more expected)"), TryAgain),
+        (MlflowException(_FAILED + "404 Client Error: NOT FOUND for url"), CheckFailed),
+        (MlflowException("alias champion not found", RESOURCE_DOES_NOT_EXIST), CheckFailed),
+        (FileNotFoundError(errno.ENOENT, "No such file or directory"), CheckFailed),
+    ],
+)
+@pytest.mark.parametrize("place", ["download", "load"])
+def test_only_the_models_own_faults_fail_it(
+    place: str, fault: Exception, expected: type[Exception], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*arguments: Any, **options: Any) -> None:
+        raise fault
+
+    def wrap(*arguments: Any, **options: Any) -> None:
+        raise RuntimeError("while loading") from fault
+
+    save_file({"pixels": torch.zeros(1, 1, 8, 8), "features": torch.zeros(1, 4)}, tmp_path / "golden.safetensors")
+    if place == "download":
+        monkeypatch.setattr(mlflow.artifacts, "download_artifacts", fail)
+    else:
+        expected = TryAgain if getattr(fault, "errno", None) == errno.ENOSPC else CheckFailed
+        monkeypatch.setattr(mlflow.artifacts, "download_artifacts", lambda **options: options["dst_path"])
+        assert mlflow.pyfunc.load_model  # MLflow imports it on first use, which would undo the patch
+        monkeypatch.setattr(mlflow.pyfunc, "load_model", wrap)
+    with pytest.raises(expected, match="while loading" if place == "load" else None):
+        versions.replay_golden("models:/tiny@champion", tmp_path / "golden.safetensors")
+
+
+def test_a_full_temporary_disk_is_not_the_models_fault(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(**options: Any) -> None:
+        raise FileNotFoundError(errno.ENOENT, "No usable temporary directory found")
+
+    save_file({"pixels": torch.zeros(1, 1, 8, 8), "features": torch.zeros(1, 4)}, tmp_path / "golden.safetensors")
+    monkeypatch.setattr(tempfile, "mkdtemp", full)
+    with pytest.raises(TryAgain, match="no temporary folder"):
+        versions.replay_golden("models:/tiny@champion", tmp_path / "golden.safetensors")
 
 
 def test_the_champion_answers_by_its_alias(real_world: World) -> None:
