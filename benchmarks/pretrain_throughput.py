@@ -219,7 +219,9 @@ def parts(trainer: Trainer, pixels: Tensor, repeats: int) -> dict[str, float]:
 
 
 def compare(case: Case, repeats: int, seconds: float) -> dict[str, Any]:
-    project = ProjectConfig.model_validate(yaml.safe_load((ROOT / "projects" / f"{case.project}.yaml").read_text(encoding="utf-8")))
+    project = ProjectConfig.model_validate(
+        yaml.safe_load((ROOT / "projects" / f"{case.project}.yaml").read_text(encoding="utf-8"))
+    )
     augment = ImageAugmentConfig.model_validate(case.augment) if case.augment else project.objective.augment
     project = project.model_copy(update={"objective": project.objective.model_copy(update={"augment": augment})})
     batch = min(project.pretrain.batch_size, case.images)
@@ -271,7 +273,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--repeats", type=int, default=5, help="turns of each contender")
     parser.add_argument("--seconds", type=float, default=5.0, help="least length of a turn")
-    parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)), help="torch threads of the training process")
+    parser.add_argument(
+        "--threads", type=int, default=len(os.sched_getaffinity(0)), help="torch threads of the training process"
+    )
     parser.add_argument("--out", type=Path, help="write the result there as JSON")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)

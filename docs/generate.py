@@ -1,7 +1,7 @@
 """Writes docs/project-yaml.md and docs/project.schema.json from the schema: one source of truth.
 
-    python docs/generate.py           # write
-    python docs/generate.py --check   # exit 1 where the files are out of date
+python docs/generate.py           # write
+python docs/generate.py --check   # exit 1 where the files are out of date
 """
 
 from __future__ import annotations
@@ -102,7 +102,9 @@ def type_name(annotation: Any) -> str:
         return " \\| ".join(type_name(a) for a in arguments if a is not type(None))
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return "section"
-    return {"str": "text", "int": "integer", "float": "number", "bool": "true \\| false", "Path": "path"}.get(annotation.__name__, annotation.__name__)
+    return {"str": "text", "int": "integer", "float": "number", "bool": "true \\| false", "Path": "path"}.get(
+        annotation.__name__, annotation.__name__
+    )
 
 
 def default(field: FieldInfo) -> str:

@@ -17,6 +17,7 @@ import yaml
 from ssl_core.cli.common import load_settings
 from ssl_core.config.load import load_project
 from ssl_core.config.project import NAME_PATTERN, DataConfig, ProjectConfig, SplitConfig
+from ssl_core.config.settings import expand
 from ssl_core.errors import UserError
 from ssl_core.validation.report import plural, printable
 
@@ -268,12 +269,12 @@ def _source(data: str, folder: Path) -> str:
     """``data`` as the project file shall say it: relative where both lie in one place that may move, else absolute."""
     if "://" in data:
         return data
-    path, base = _absolute(data), folder.expanduser().absolute().resolve()
+    path, base = _absolute(data), expand(folder).resolve()
     return os.path.relpath(path, base) if path.is_relative_to(base.parent) else str(path)
 
 
 def _absolute(data: str) -> Path:
-    return Path(data).expanduser().resolve()
+    return expand(data).resolve()
 
 
 def _check_name(name: str) -> None:

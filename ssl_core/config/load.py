@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import os
 import re
 import typing
 from collections.abc import Iterable, Mapping, Set
@@ -15,6 +14,7 @@ from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
 from ssl_core.config.project import ProjectConfig
+from ssl_core.config.settings import expanduser
 from ssl_core.errors import UserError
 
 _MAX_BYTES = 1_000_000
@@ -56,8 +56,7 @@ def load_project(path: Path, overrides: Mapping[str, Any] | None = None) -> Proj
     for key in ("source", "labels"):
         value = section.get(key)
         if isinstance(value, str) and value and "://" not in value:
-            # os.path's expanduser leaves `~nobody/` as it is, where Path's raises; then there is no such folder.
-            section[key] = str((path.absolute().parent / os.path.expanduser(value)).resolve())  # noqa: PTH111
+            section[key] = str((path.absolute().parent / expanduser(value)).resolve())
     set_here = {tuple(key.split(".")) for key in overrides or {}}
     return _validate(data, str(path), lines, set_here)
 

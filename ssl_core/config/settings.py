@@ -28,6 +28,16 @@ _SECRET = (
 )
 
 
+def expanduser(path: str | Path) -> Path:
+    """``path`` with `~` resolved. ``Path.expanduser`` raises for `~nobody/`; here that stays a folder that does not exist."""
+    return Path(os.path.expanduser(path))  # noqa: PTH111
+
+
+def expand(path: str | Path) -> Path:
+    """``path`` with `~` resolved, absolute."""
+    return expanduser(path).absolute()
+
+
 class Settings(BaseSettings):
     """``SSL_*`` environment variables (and ``MLFLOW_TRACKING_URI``)."""
 
@@ -53,7 +63,7 @@ class Settings(BaseSettings):
     @field_validator("home", "projects_dir", "cache_dir")
     @classmethod
     def _absolute(cls, value: Path | None) -> Path | None:
-        return value.expanduser().absolute() if value else value
+        return expand(value) if value else value
 
     @field_validator("store", "data_repo", "dvc_remote", "mlflow_tracking_uri", "public_mlflow_url")
     @classmethod
@@ -70,7 +80,7 @@ class Settings(BaseSettings):
     # Defaults are validated too, so that a relative home is fixed where the process started.
     @property
     def root(self) -> Path:
-        return self.home.expanduser().absolute()
+        return expand(self.home)
 
     @property
     def store_url(self) -> str:

@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
+from ssl_core.config.settings import expand
 from ssl_core.errors import TryAgain, UserError
 
 # Whatever repository this process was started in (a git hook sets these) is not the data repository.
@@ -45,7 +46,7 @@ def local_git_path(url: str) -> Path | None:
         return Path(unquote(urlsplit(url).path))
     if "://" in url or ":" in url.partition("/")[0]:
         return None
-    return Path(url).expanduser().absolute()
+    return expand(url)
 
 
 def recorded_remote(url: str) -> str:
@@ -62,7 +63,7 @@ def recorded_remote(url: str) -> str:
         )
     if url.startswith("file://"):
         url = unquote(urlsplit(url).path)
-    return url.rstrip("/") if "://" in url else str(Path(url).expanduser().absolute())
+    return url.rstrip("/") if "://" in url else str(expand(url))
 
 
 def git(*arguments: str, cwd: Path, stdin: str | None = None) -> str:

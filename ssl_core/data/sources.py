@@ -105,12 +105,6 @@ def open_source(project: ProjectConfig, cache: Path | None = None) -> Source:
     source = project.data.source
     if source.startswith("sample://"):
         return SampleSource(source.removeprefix("sample://"), project, cache)
-    if "://" in source:
-        raise UserError(
-            f"cannot read {source.split('://')[0]}:// sources",
-            place="data.source",
-            next_step="use a local folder, sample://digits or sample://animals",
-        )
     return FolderSource(project)
 
 

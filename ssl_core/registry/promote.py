@@ -164,7 +164,7 @@ def settle(
         "EXPIRED": "was not decided on in time",
     }
     replaced = f", in place of version {entry.replaced_version}" if entry.replaced_version else ""
-    return Outcome(entry, f"{title} {words[action]}{replaced} (ledger entry {entry.seq}): {report.reasons[0]}")
+    return Outcome(entry, f"{title} {words[action]}{replaced} (ledger entry {entry.seq})")
 
 
 def finish(client: MlflowClient, store: Store, ledger: Ledger, run: RunContext) -> list[str]:

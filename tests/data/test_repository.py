@@ -302,9 +302,11 @@ def test_a_repository_url_never_becomes_an_option(tmp_path: Path, url: str) -> N
 
 
 def test_credentials_are_neither_recorded_nor_shown(tmp_path: Path, quick: None, folder: Callable[..., Path]) -> None:
+    # Settings refuse such addresses; a copy with one still does not leak it.
+    settings = Settings(home=tmp_path)
     with pytest.raises(UserError, match="SSL_DVC_REMOTE"):
-        DataRepository(Settings(home=tmp_path, dvc_remote="https://me:secret@example.invalid/x"))
-    unreachable = DataRepository(Settings(home=tmp_path, data_repo="https://me:secret@127.0.0.1:1/x.git"))
+        DataRepository(settings.model_copy(update={"dvc_remote": "https://me:secret@example.invalid/x"}))
+    unreachable = DataRepository(settings.model_copy(update={"data_repo": "https://me:secret@127.0.0.1:1/x.git"}))
     with pytest.raises(TryAgain) as error:
         unreachable.versions("tiny")
     assert "secret" not in str(error.value)
