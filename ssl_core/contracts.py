@@ -13,6 +13,8 @@ from pydantic import BaseModel, ConfigDict, Field
 SCHEMA_VERSION = 1
 RESULT_BYTES_LIMIT = 8 * 1024
 SUMMARY_BYTES_LIMIT = 4 * 1024
+GOLDEN_FILE = "golden.safetensors"
+"""Beside saved weights: a few inputs and the trainer's own outputs, which a registered model must reproduce."""
 
 
 class Record(BaseModel):

@@ -4,7 +4,15 @@ A message says the cause, the place (file and key) and the next step. These erro
 any other exception is a defect and keeps its own.
 """
 
+import difflib
+from collections.abc import Iterable
 from typing import Any
+
+
+def did_you_mean(word: str, known: Iterable[str]) -> str:
+    """``, did you mean `x`?`` for the near miss among ``known``, else nothing."""
+    close = difflib.get_close_matches(word, list(known), n=1, cutoff=0.6)
+    return f", did you mean `{close[0]}`?" if close else ""
 
 
 class StepError(Exception):

@@ -189,11 +189,6 @@ def get_step(name: str) -> Step:
     return _BY_NAME[name]
 
 
-def producer(artifact: str) -> Step:
-    """The step that makes ``artifact``."""
-    return next(step for step in STEPS if artifact in step.outputs)
-
-
 def config_slice(project: ProjectConfig, paths: tuple[str, ...]) -> dict[str, Any]:
     """The part of the configuration that ``paths`` name, as plain JSON values."""
     whole = project.model_dump(mode="json")

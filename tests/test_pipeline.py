@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from ssl_core.contracts import ArtifactRef
-from ssl_core.pipeline import STEPS, config_slice, get_step, producer, step_key
+from ssl_core.pipeline import STEPS, config_slice, get_step, step_key
 
 
 def artifact(sha: str) -> ArtifactRef:
@@ -56,8 +56,7 @@ def test_the_key_follows_the_source(make_project, monkeypatch):
     assert key != step_key(step, make_project(), {})
 
 
-def test_producer():
-    assert producer("dataset").name == "publish"
+def test_an_unknown_step_is_a_key_error():
     with pytest.raises(KeyError):
         get_step("nope")
 

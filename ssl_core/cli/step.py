@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import os
 import sys
 from pathlib import Path
@@ -14,7 +13,7 @@ from ssl_core.cli.common import load_settings, stderr_console
 from ssl_core.cli.execute import execute
 from ssl_core.cli.progress import make_progress
 from ssl_core.contracts import StepResult, StepSpec
-from ssl_core.errors import CheckFailed, UserError
+from ssl_core.errors import CheckFailed, UserError, did_you_mean
 from ssl_core.pipeline import STEPS
 
 
@@ -40,9 +39,7 @@ def read_spec(name: str) -> StepSpec:
     """The spec in ``SSL_STEP_SPEC``, which must be for the step ``name``."""
     known = [step.name for step in STEPS]
     if name not in known:
-        near = difflib.get_close_matches(name, known, n=1, cutoff=0.6)
-        hint = f", did you mean `{near[0]}`?" if near else ""
-        raise UserError(f"no step called '{name}'{hint} (there: {', '.join(known)})", place="NAME")
+        raise UserError(f"no step called '{name}'{did_you_mean(name, known)} (there: {', '.join(known)})", place="NAME")
     text = os.environ.get("SSL_STEP_SPEC", "")
     if text.startswith("@"):
         try:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import re
 import typing
 from collections.abc import Iterable, Mapping, Set
@@ -15,7 +14,7 @@ from pydantic_core import ErrorDetails
 
 from ssl_core.config.project import ProjectConfig
 from ssl_core.config.settings import expanduser
-from ssl_core.errors import UserError
+from ssl_core.errors import UserError, did_you_mean
 
 _MAX_BYTES = 1_000_000
 _MAX_NODES = 20_000
@@ -35,7 +34,7 @@ def find_project(name_or_path: str, projects_dir: Path) -> Path:
         return candidates[name_or_path]
     known = ", ".join(candidates) or "none"
     raise UserError(
-        f"no project called '{name_or_path}'{_near(name_or_path, candidates)} (there: {known})",
+        f"no project called '{name_or_path}'{did_you_mean(name_or_path, candidates)} (there: {known})",
         place=str(projects_dir),
         next_step="name a project file, or set SSL_PROJECTS_DIR",
     )
@@ -184,7 +183,7 @@ def _describe(detail: ErrorDetails, place: str, lines: Mapping[Location, int]) -
         at = at[:-1]
     if kind == "extra_forbidden":
         known = _fields(loc[:-1])
-        hint = _near(str(loc[-1]), known) or (f" (known here: {', '.join(sorted(known))})" if known else "")
+        hint = did_you_mean(str(loc[-1]), known) or (f" (known here: {', '.join(sorted(known))})" if known else "")
         message = f"unknown key{hint}"
     elif kind == "missing":
         message = "is required"
@@ -194,7 +193,9 @@ def _describe(detail: ErrorDetails, place: str, lines: Mapping[Location, int]) -
         message = f"{message}, got {shown if len(shown) <= 60 else shown[:57] + '...'}"
         expected = detail.get("ctx", {}).get("expected")
         if kind == "literal_error" and isinstance(detail["input"], str) and expected:
-            message += _near(detail["input"], [word.strip("'\" ") for word in expected.replace(" or ", ",").split(",")])
+            message += did_you_mean(
+                detail["input"], [word.strip("'\" ") for word in expected.replace(" or ", ",").split(",")]
+            )
     where = f"{place}:{lines[at]}" if at in lines else place
     return f"{where}: {_dotted(_without_branches(loc))}: {message}"
 
@@ -227,11 +228,6 @@ def _section(annotation: Any) -> Any:
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return annotation
     return next((found for arg in typing.get_args(annotation) if (found := _section(arg)) is not None), None)
-
-
-def _near(word: str, known: Iterable[str]) -> str:
-    close = difflib.get_close_matches(word, list(known), n=1, cutoff=0.6)
-    return f", did you mean `{close[0]}`?" if close else ""
 
 
 def _dotted(loc: Location) -> str:

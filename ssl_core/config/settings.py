@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -36,6 +37,18 @@ def expanduser(path: str | Path) -> Path:
 def expand(path: str | Path) -> Path:
     """``path`` with `~` resolved, absolute."""
     return expanduser(path).absolute()
+
+
+def usable_cpus(cpu_max: Path = Path("/sys/fs/cgroup/cpu.max")) -> int:
+    """CPUs that this process may use: its affinity, a container's quota, and ``OMP_NUM_THREADS`` where it is set."""
+    cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    try:
+        quota, period = cpu_max.read_text().split()[:2]
+        cpus = min(cpus, math.ceil(int(quota) / int(period)))
+    except (OSError, ValueError, ZeroDivisionError):  # no cgroup, or the quota "max"
+        pass
+    asked = os.environ.get("OMP_NUM_THREADS", "")
+    return max(1, min(cpus, int(asked)) if asked.isdigit() and int(asked) else cpus)
 
 
 class Settings(BaseSettings):

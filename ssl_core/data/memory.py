@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ssl_core.config.project import DataConfig
-from ssl_core.config.settings import Settings
+from ssl_core.config.settings import Settings, usable_cpus
 from ssl_core.contracts import DatasetRef
 from ssl_core.data import images as decoding
 from ssl_core.data.dataset import MANIFEST_FILE, DatasetInfo, read_images, read_info, read_manifest_file
@@ -149,7 +149,7 @@ def _decode_all(folder: Path, manifest: pd.DataFrame, target: Path, shape: tuple
 
 def _decoded(folder: Path, manifest: pd.DataFrame, shape: tuple[int, ...]) -> Iterator[np.ndarray]:
     """Batches ``(n, C, H, W)`` in manifest order; a bounded number of them is in flight."""
-    workers = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    workers = usable_cpus()
     rows = int(np.clip(_BATCH_BYTES // max(1.0, float(manifest["bytes"].mean())), 1, 256)) if len(manifest) else 1
     expected = manifest["sample_id"].tolist()
     position = 0

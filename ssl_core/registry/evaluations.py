@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import difflib
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ssl_core.config.settings import Settings
 from ssl_core.contracts import ArtifactRef, Verdict
-from ssl_core.errors import UserError
+from ssl_core.errors import UserError, did_you_mean
 from ssl_core.registry import versions
 from ssl_core.registry.client import connect, mlflow_errors, version_link
 from ssl_core.store import Store
@@ -94,10 +93,9 @@ def _nothing(client: MlflowClient, settings: Settings, project: str, version: st
             next_step=f"run `ssl-core run {project}`; with labels it ends with a champion, or says why not",
         )
     reportable = sorted(name for name, tags in models.items() if tags.get("ssl.project") == name)
-    near = difflib.get_close_matches(project, [*_project_files(settings), *reportable], n=1, cutoff=0.6)
     return UserError(
         f"neither a project nor a registered model is called '{project}'"
-        + (f", did you mean `{near[0]}`?" if near else "")
+        + did_you_mean(project, [*_project_files(settings), *reportable])
         + f" (projects in {settings.projects_dir}: {_listed(_project_files(settings))}; registered: {_listed(reportable)})",
         place=place,
         next_step="ssl-core report NAME with one of these, or set SSL_PROJECTS_DIR or MLFLOW_TRACKING_URI",

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from ssl_core.config.settings import Settings
-from ssl_core.contracts import ArtifactRef, GateReport, LedgerEntry, ModelRef, RunContext, Verdict
+from ssl_core.contracts import GOLDEN_FILE, ArtifactRef, GateReport, LedgerEntry, ModelRef, RunContext, Verdict
 from ssl_core.errors import CheckFailed, StepError, TryAgain, UserError
 from ssl_core.registry import versions
 from ssl_core.registry.client import connect, mlflow_errors, version_link
@@ -126,7 +126,7 @@ def settle(
     if settled := ledger.terminal(dataset_name(report.dataset), report.recipe):
         return _nothing_new(title, settled)
     version = versions.get_version(client, challenger.name, challenger.version)
-    golden = store.fetch(challenger) / versions.GOLDEN_FILE if action == "PROMOTED" else None
+    golden = store.fetch(challenger) / GOLDEN_FILE if action == "PROMOTED" else None
     if golden is not None:
         # Before anything is written: what does not load or answers differently never enters the ledger.
         versions.require_golden(f"models:/{challenger.name}/{challenger.version}", golden)
@@ -182,7 +182,7 @@ def finish(client: MlflowClient, store: Store, ledger: Ledger, run: RunContext) 
     if marked.isdigit() and int(marked) >= entry.seq:
         return []
     ref = versions.to_ref(version)
-    _check_alias(client, ledger, entry, store.fetch(ref) / versions.GOLDEN_FILE, run)
+    _check_alias(client, ledger, entry, store.fetch(ref) / GOLDEN_FILE, run)
     _mark(client, entry, ref)
     return [f"{ref.name} version {ref.version}, promoted in ledger entry {entry.seq}, now answered by its alias"]
 

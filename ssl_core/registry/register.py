@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ssl_core.config.settings import Settings
-from ssl_core.contracts import ArtifactRef, DatasetRef, ModelRef, StepResult
+from ssl_core.contracts import GOLDEN_FILE, ArtifactRef, DatasetRef, ModelRef, StepResult
 from ssl_core.errors import CheckFailed, UserError
 from ssl_core.pipeline import source_digest
 from ssl_core.registry import versions
@@ -107,7 +107,7 @@ def _register(
 ) -> ModelRef:
     """The version of this step key: found, or made."""
     dataset: DatasetRef = ctx.input("dataset")
-    golden = folder / versions.GOLDEN_FILE
+    golden = folder / GOLDEN_FILE
     if not golden.is_file():
         raise CheckFailed(
             "the golden batch is missing: nothing to compare the served model with",

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import json
-import math
-import os
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ssl_core.config.project import ProjectConfig
+from ssl_core.config.settings import usable_cpus
 from ssl_core.contracts import ModelRef, Ref
 from ssl_core.errors import UserError
 from ssl_core.registry import versions
@@ -44,18 +42,6 @@ def freeze(project: ProjectConfig) -> ProjectConfig:
     if project.pretrain.threads != "auto":
         return project
     return project.model_copy(update={"pretrain": project.pretrain.model_copy(update={"threads": usable_cpus()})})
-
-
-def usable_cpus(cpu_max: Path = Path("/sys/fs/cgroup/cpu.max")) -> int:
-    """CPUs that this process may use: its affinity, a container's quota, and ``OMP_NUM_THREADS`` where it is set."""
-    cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    try:
-        quota, period = cpu_max.read_text().split()[:2]
-        cpus = min(cpus, math.ceil(int(quota) / int(period)))
-    except (OSError, ValueError, ZeroDivisionError):  # no cgroup, or the quota "max"
-        pass
-    asked = os.environ.get("OMP_NUM_THREADS", "")
-    return max(1, min(cpus, int(asked)) if asked.isdigit() and int(asked) else cpus)
 
 
 def reusable_encoder(client: MlflowClient, store: Store, project: ProjectConfig) -> ModelRef | None:

@@ -25,7 +25,6 @@ if TYPE_CHECKING:
     from mlflow.entities.model_registry import ModelVersion
 
 CHAMPION, CHALLENGER, PREVIOUS = "champion", "challenger", "previous"
-GOLDEN_FILE = "golden.safetensors"
 GOLDEN_TOLERANCE = 1e-5
 _ABSENT = ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE")  # MLflow says the second where an alias is missing
 _NOT_THERE = r"\b404 Client Error|No such file|NoSuchKey|No such artifact"

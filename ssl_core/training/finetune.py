@@ -12,7 +12,7 @@ import numpy as np
 from safetensors.numpy import save_file
 
 from ssl_core.config.tasks import ImageClassificationConfig
-from ssl_core.contracts import DatasetRef, ModelRef
+from ssl_core.contracts import GOLDEN_FILE, DatasetRef, ModelRef
 from ssl_core.data.budgets import nested_draws
 from ssl_core.data.memory import Images, open_images
 from ssl_core.errors import UserError
@@ -26,7 +26,6 @@ from ssl_core.training.runtime import Runtime, resolve_runtime
 from ssl_core.training.state import CheckpointFiles
 
 GOLDEN_IMAGES = 16
-GOLDEN_FILE = "golden.safetensors"
 TRAINING_FILE = "training.json"
 
 

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from safetensors.numpy import save_file
 
-from ssl_core.contracts import DatasetRef
+from ssl_core.contracts import GOLDEN_FILE, DatasetRef
 from ssl_core.data.dataset import read_info
 from ssl_core.data.memory import Images, choose_size, open_images
 from ssl_core.data.reader import fetch
@@ -39,7 +39,6 @@ MIN_TRAIN_IMAGES = 8
 """Contrast needs others: a batch of fewer images says next to nothing."""
 GOLDEN_IMAGES = 16
 HEALTH_FILE = "health.json"
-GOLDEN_FILE = "golden.safetensors"
 
 
 def run(ctx: StepContext) -> StepOutput:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 from typing import Literal
 
 import torch
 
 from ssl_core.config.project import PretrainConfig
+from ssl_core.config.settings import usable_cpus
 from ssl_core.errors import UserError
 
 Precision = Literal["float32", "bfloat16"]
@@ -44,13 +44,6 @@ def resolve_runtime(config: PretrainConfig) -> Runtime:
         precision = "bfloat16" if fast else "float32"
     else:
         precision = config.precision
-    threads = _available_threads() if config.threads == "auto" else config.threads
+    threads = usable_cpus() if config.threads == "auto" else config.threads
     torch.set_num_threads(threads)
     return Runtime(device, precision, threads)
-
-
-def _available_threads() -> int:
-    """The CPUs this process may use, or fewer where OMP_NUM_THREADS says so."""
-    available = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    asked = os.environ.get("OMP_NUM_THREADS", "")
-    return min(available, int(asked)) if asked.isdigit() and int(asked) > 0 else available

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import logging
 import os
 import warnings
@@ -13,7 +12,7 @@ from typing import Any
 import pandas as pd
 
 from ssl_core.config.project import ExpectationConfig
-from ssl_core.errors import StepError, UserError
+from ssl_core.errors import StepError, UserError, did_you_mean
 from ssl_core.validation.report import plural, printable
 
 os.environ["GX_ANALYTICS_ENABLED"] = "false"  # read at import time
@@ -55,9 +54,8 @@ def build(configs: Sequence[ExpectationConfig], place: str = "validation.expecta
 def _build(config: ExpectationConfig, place: str) -> Expectation:
     known = list_registered_expectation_implementations()
     if config.type not in known:
-        near = difflib.get_close_matches(config.type, known, n=1, cutoff=0.6)
         raise UserError(
-            f"Great Expectations has no '{config.type}'" + (f", did you mean `{near[0]}`?" if near else ""),
+            f"Great Expectations has no '{config.type}'{did_you_mean(config.type, known)}",
             place=f"{place}.type",
             next_step="see the list in the Great Expectations documentation, or docs/validation.md",
         )
@@ -87,8 +85,7 @@ def _problems(error: Exception, arguments: list[str]) -> list[str]:
     for detail in details:
         name: str = ".".join(str(part) for part in detail["loc"] if part != "__root__")
         if detail["type"] == "value_error.extra":
-            near = difflib.get_close_matches(name, arguments, n=1, cutoff=0.6)
-            message = f"unknown argument `{name}`" + (f", did you mean `{near[0]}`?" if near else "")
+            message = f"unknown argument `{name}`{did_you_mean(name, arguments)}"
         elif detail["type"] == "value_error.missing":
             message = f"`{name}` is required"
         else:
@@ -121,8 +118,8 @@ def _judge(frame: pd.DataFrame, batch: Any, expectation: Expectation) -> Outcome
         c for c in kwargs.get("column_list") or () if isinstance(c, str) and not kind.startswith("expect_table_")
     )
     if kind != "expect_column_to_exist" and (lost := [c for c in columns if c not in frame.columns]):
-        near = difflib.get_close_matches(lost[0], [str(c) for c in frame.columns], n=1, cutoff=0.6)
-        hint = f", did you mean `{near[0]}`?" if near else f"; there are {', '.join(map(str, frame.columns))}"
+        there = [str(c) for c in frame.columns]
+        hint = did_you_mean(lost[0], there) or f"; there are {', '.join(there)}"
         return Outcome(False, reason=printable(f"there is no column '{lost[0]}'{hint}", 400))
     if frame.empty and not kind.startswith("expect_table_"):
         return Outcome(False, reason="there are no rows to judge")

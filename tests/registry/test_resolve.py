@@ -9,10 +9,11 @@ from pathlib import Path
 import pytest
 
 from ssl_core.config.project import ProjectConfig
+from ssl_core.config.settings import usable_cpus
 from ssl_core.contracts import ModelRef
 from ssl_core.errors import UserError
 from ssl_core.registry import resolve, versions
-from ssl_core.registry.resolve import find_encoder, freeze, reusable_encoder, usable_cpus
+from ssl_core.registry.resolve import find_encoder, freeze, reusable_encoder
 from tests.registry.conftest import World
 
 
