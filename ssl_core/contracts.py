@@ -8,7 +8,7 @@ from __future__ import annotations
 from enum import StrEnum
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 SCHEMA_VERSION = 1
 RESULT_BYTES_LIMIT = 8 * 1024
@@ -80,14 +80,34 @@ class RunContext(Record):
     url: str = Field(default="", description="Link back to the DAG run, where there is one")
 
 
+class RunRequest(Record):
+    """What one DAG run asks for; ``resolve`` turns it into references, once for the whole run."""
+
+    template: Literal["ingest", "pretrain", "finetune"]
+    dataset: str = Field(default="latest", description="Dataset version: latest, v3, digits@v3, or a commit")
+    encoder_version: str = Field(default="", description="Registered encoder version that a person chose, or empty")
+    woken_by: str = Field(default="", description="Encoder version whose registration started the run, or empty")
+
+
 class StepSpec(Record):
-    """What ``SSL_STEP_SPEC`` holds: everything one step needs, so that no YAML has to be mounted anywhere."""
+    """What ``SSL_STEP_SPEC`` holds: everything one step needs, so that no YAML has to be mounted anywhere.
+
+    The configuration is given whole (``project``), or by the reference (``config``) that ``resolve`` returned.
+    """
 
     schema_version: int = SCHEMA_VERSION
     step: str
-    project: dict[str, Any] = Field(description="The frozen project configuration, overrides applied")
+    project: dict[str, Any] = Field(default_factory=dict, description="The project configuration, overrides applied")
+    config: ArtifactRef | None = Field(default=None, description="The configuration that resolve froze in the store")
     inputs: dict[str, Ref] = Field(default_factory=dict)
     run: RunContext
+    request: RunRequest | None = Field(default=None, description="For resolve in a DAG run")
+
+    @model_validator(mode="after")
+    def _one_configuration(self) -> StepSpec:
+        if bool(self.project) == (self.config is not None):
+            raise ValueError("give either project or config")
+        return self
 
 
 class StepStatus(StrEnum):
@@ -95,6 +115,14 @@ class StepStatus(StrEnum):
 
     DONE = "done"
     CHECK_FAILED = "check-failed"
+
+
+class Verdict(StrEnum):
+    """The result of the gate."""
+
+    PROMOTE = "PROMOTE"
+    REJECT = "REJECT"
+    NEEDS_HUMAN = "NEEDS_HUMAN"
 
 
 class StepResult(Record):
@@ -109,16 +137,10 @@ class StepResult(Record):
     links: dict[str, str] = Field(default_factory=dict, description="Title to URL: the MLflow run, the report")
     summary: str = Field(default="", description="A few lines of Markdown for a person")
     cached: bool = Field(default=False, description="True where an earlier result was returned")
+    news: bool = Field(default=True, description="False where nothing came of it that others should wake up for")
+    verdict: Verdict | None = Field(default=None, description="The gate's")
     started_at: str = ""
     seconds: float = 0.0
-
-
-class Verdict(StrEnum):
-    """The result of the gate."""
-
-    PROMOTE = "PROMOTE"
-    REJECT = "REJECT"
-    NEEDS_HUMAN = "NEEDS_HUMAN"
 
 
 class GateReport(Record):

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from ssl_core.config.project import ProjectConfig
-from ssl_core.contracts import Ref
+from ssl_core.contracts import DatasetRef, Ref
 
 
 @dataclass(frozen=True)
@@ -182,11 +182,27 @@ STEPS: tuple[Step, ...] = (
 )
 
 _BY_NAME = {step.name: step for step in STEPS}
+_PRODUCERS = {artifact: step for step in STEPS for artifact in step.outputs}
 
 
 def get_step(name: str) -> Step:
     """The row called ``name``; ``KeyError`` where there is none."""
     return _BY_NAME[name]
+
+
+def producer(artifact: str) -> Step:
+    """The step that makes ``artifact``; ``KeyError`` where none does."""
+    return _PRODUCERS[artifact]
+
+
+def skip_reason(step: Step, artifacts: Mapping[str, Ref]) -> str:
+    """Why ``step`` has nothing to do in a run that has these artifacts; empty where it has to be done."""
+    if step.template == "pretrain" and "registered_encoder" in artifacts and "encoder" not in artifacts:
+        return "the registered encoder of this recipe is reused"
+    dataset = artifacts.get("dataset")
+    if step.needs_labels and isinstance(dataset, DatasetRef) and dataset.labelled == 0:
+        return "no labels yet; they may arrive later"
+    return ""
 
 
 def config_slice(project: ProjectConfig, paths: tuple[str, ...]) -> dict[str, Any]:

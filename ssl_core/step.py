@@ -11,7 +11,7 @@ from typing import Any, Protocol
 
 from ssl_core.config.project import ProjectConfig
 from ssl_core.config.settings import Settings
-from ssl_core.contracts import DatasetRef, Ref, RunContext
+from ssl_core.contracts import DatasetRef, Ref, RunContext, RunRequest, Verdict
 from ssl_core.store import Checkpoints, Store
 
 
@@ -105,6 +105,9 @@ class StepOutput:
     metrics: dict[str, float] = field(default_factory=dict)
     links: dict[str, str] = field(default_factory=dict)
     summary: str = ""
+    news: bool = True
+    """False where nothing came of it that others should wake up for: no asset event is emitted."""
+    verdict: Verdict | None = None
 
 
 @dataclass
@@ -123,6 +126,8 @@ class StepContext:
     progress: Progress = field(default_factory=NoProgress)
     stop: threading.Event = field(default_factory=threading.Event)
     """Set by SIGTERM and Ctrl-C: a loop saves a checkpoint and raises ``TryAgain`` within three seconds."""
+    request: RunRequest | None = None
+    """What the DAG run asks for; only ``resolve`` reads it."""
 
     def fetch(self, name: str) -> Path:
         """A local, verified, read-only path of the content of input ``name`` (not for datasets: see ``data.reader``)."""

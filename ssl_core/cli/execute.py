@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import signal
 import threading
 import time
@@ -38,11 +39,11 @@ def execute(spec: StepSpec, settings: Settings, progress: Progress | None = None
         step = get_step(spec.step)
     except KeyError:
         raise UserError(f"no step called '{spec.step}'", place="SSL_STEP_SPEC: step") from None
-    project = parse_project(spec.project)
+    store = Store(settings.store_url, settings.cache)
+    project = parse_project(spec.project) if spec.config is None else frozen_project(store, spec.config)
     if missing := [name for name in step.inputs if name not in spec.inputs]:
         raise UserError(f"{step.name} needs {', '.join(missing)}", place="SSL_STEP_SPEC: inputs")
     progress = progress or NoProgress()
-    store = Store(settings.store_url, settings.cache)
     extra = _call(step.fingerprint, project) if step.fingerprint else ""
     if not step.cached:
         extra = f"{spec.run.run_id}/{spec.run.try_number}/{time.time_ns()}"
@@ -54,6 +55,11 @@ def execute(spec: StepSpec, settings: Settings, progress: Progress | None = None
     with file_lock(lock, timeout=_LONGEST_STEP_SECONDS, note=progress.note, purpose=step.name):
         earlier = _earlier(store, project, step, key, settings)
         return earlier or _fresh(step, key, spec, project, settings, store, progress)
+
+
+def frozen_project(store: Store, config: Ref) -> ProjectConfig:
+    """The configuration that ``resolve`` froze."""
+    return parse_project(json.loads(store.fetch(config).read_bytes()), place="the run's frozen configuration")
 
 
 def _earlier(store: Store, project: ProjectConfig, step: Step, key: str, settings: Settings) -> StepResult | None:
@@ -82,6 +88,8 @@ def _fresh(
             metrics=output.metrics,
             links=output.links,
             summary=output.summary,
+            news=output.news,
+            verdict=output.verdict,
             started_at=started.isoformat(timespec="seconds"),
             seconds=round(time.monotonic() - clock, 3),
         )
@@ -109,6 +117,7 @@ def _fresh(
                 tracker=tracker,
                 progress=progress,
                 stop=stop,
+                request=spec.request,
             )
             try:
                 output: StepOutput = _call(step.function, context)

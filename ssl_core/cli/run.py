@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from importlib import import_module
 
@@ -10,14 +9,14 @@ import click
 from rich.console import Console
 
 from ssl_core.cli.common import load_settings, new_run, stderr_console
-from ssl_core.cli.execute import execute
+from ssl_core.cli.execute import execute, frozen_project
 from ssl_core.cli.progress import make_progress
 from ssl_core.config.load import find_project, load_project, parse_overrides
 from ssl_core.config.project import ProjectConfig
 from ssl_core.config.settings import Settings
-from ssl_core.contracts import DatasetRef, Ref, RunContext, StepResult, StepSpec
+from ssl_core.contracts import Ref, RunContext, StepResult, StepSpec
 from ssl_core.errors import CheckFailed
-from ssl_core.pipeline import STEPS, Step
+from ssl_core.pipeline import STEPS, Step, skip_reason
 from ssl_core.store import Store
 
 
@@ -62,7 +61,9 @@ def walk(config: ProjectConfig, settings: Settings, notes: Console, out: Console
     results: dict[str, StepResult] = {}
     for number, step in enumerate(STEPS, start=1):
         label = f"{number:2}/{len(STEPS)} {step.name}"
-        if reason := _skip_reason(step, artifacts):
+        if reason := skip_reason(step, artifacts):
+            if step.template == "pretrain":
+                reason += " (--pretrain trains again)"
             notes.print(f"[dim]{label:24}[/dim] skipped: {reason}")
             continue
         notes.print(f"[cyan]{label:24}[/cyan]", end="\n" if not notes.is_terminal else "\r")
@@ -75,7 +76,7 @@ def walk(config: ProjectConfig, settings: Settings, notes: Console, out: Console
         artifacts |= result.outputs
         results[step.name] = result
         if step.name == "resolve":
-            config = _frozen(result, settings)
+            config = frozen_project(Store(settings.store_url, settings.cache), result.outputs["config"])
     _conclude(config, results, artifacts, settings, out)
     notes.print(f"[dim]{time.monotonic() - clock:.0f} s in all[/dim]")
     return results
@@ -103,21 +104,6 @@ def _do(
             for title, url in error.result.links.items():
                 notes.print(f"  {title}: {url}", markup=False, soft_wrap=True)
         raise
-
-
-def _skip_reason(step: Step, artifacts: dict[str, Ref]) -> str:
-    if step.template == "pretrain" and "registered_encoder" in artifacts and "encoder" not in artifacts:
-        return "the registered encoder of this recipe is reused (--pretrain trains again)"
-    dataset = artifacts.get("dataset")
-    if step.needs_labels and isinstance(dataset, DatasetRef) and dataset.labelled == 0:
-        return "no labels yet; they may arrive later"
-    return ""
-
-
-def _frozen(result: StepResult, settings: Settings) -> ProjectConfig:
-    """The configuration that ``resolve`` froze."""
-    path = Store(settings.store_url, settings.cache).fetch(result.outputs["config"])
-    return ProjectConfig.model_validate(json.loads(path.read_text(encoding="utf-8")))
 
 
 def _conclude(

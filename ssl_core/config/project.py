@@ -9,6 +9,7 @@ from pydantic import Field, field_validator, model_validator
 from ssl_core.config.base import Section
 from ssl_core.config.encoders import EncoderConfig
 from ssl_core.config.objectives import ObjectiveConfig
+from ssl_core.config.schedule import LimitsConfig, ScheduleConfig
 from ssl_core.config.tasks import TaskConfig
 
 NAME_PATTERN = r"^[a-z][a-z0-9-]*$"
@@ -135,10 +136,11 @@ class PretrainConfig(Section):
     )
     seed: int = Field(default=0, ge=0, description="Seed of the weights, the order and the augmentations")
     checkpoint_seconds: float = Field(default=30, ge=0, description="Time between checkpoints; 0: after every epoch")
-    when: Literal["first", "always", "manual"] = Field(
+    when: Literal["first", "always", "manual", "cron"] = Field(
         default="first",
         description="first: once per recipe, then reuse the registered encoder; always: for every dataset version; "
-        "manual: only when asked for (--pretrain), or when there is no encoder yet",
+        "manual: only when asked for (--pretrain, or the DAG triggered by hand), or when there is no encoder yet; "
+        "cron: as manual, and by schedule.pretrain",
     )
 
     @field_validator("threads")
@@ -215,3 +217,11 @@ class ProjectConfig(Section):
     task: TaskConfig = Field(default_factory=TaskConfig, description="What the labels are for")
     evaluate: EvaluateConfig = Field(default_factory=EvaluateConfig, description="Did it help?")
     promotion: PromotionConfig = Field(default_factory=PromotionConfig, description="From challenger to champion")
+    schedule: ScheduleConfig = Field(default_factory=ScheduleConfig, description="When Airflow starts what by itself")
+    limits: LimitsConfig = Field(default_factory=LimitsConfig, description="Retries and time-outs in Airflow")
+
+    @model_validator(mode="after")
+    def _cron_and_when_agree(self) -> ProjectConfig:
+        if (self.pretrain.when == "cron") != (self.schedule.pretrain is not None):
+            raise ValueError("`pretrain.when: cron` and a cron in `schedule.pretrain` go together: give both or neither")
+        return self

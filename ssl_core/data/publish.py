@@ -39,6 +39,7 @@ def run(ctx: StepContext) -> StepOutput:
     else:
         change = f", {version.rows - before.rows:+,} since {before.tag}" if before else ", the first version"
     return StepOutput(
+        news=before is None or before.tag != version.tag,
         outputs={"dataset": version},
         metrics={"rows": version.rows, "labelled": version.labelled, "classes": version.classes},
         summary=f"{version.tag}: {version.rows:,} samples{change}; {version.labelled:,} labelled, {version.classes} classes",

@@ -69,7 +69,7 @@ def run(ctx: StepContext) -> StepOutput:
     link = version_link(ctx.settings, report.challenger.name, report.challenger.version)
     return StepOutput(
         outputs={"promotion": Output("promotion", "promotion.json")}, links={"Model": link},
-        summary="\n".join([outcome.text, *mended]),
+        summary="\n".join([outcome.text, *mended]), news=outcome.entry is not None and outcome.entry.action == "PROMOTED",
     )  # fmt: skip
 
 

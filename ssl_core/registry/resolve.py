@@ -1,4 +1,8 @@
-"""Step ``resolve``: freezes the configuration for a whole run and decides whether a registered encoder is reused."""
+"""Step ``resolve``: freezes the configuration for a whole run and picks its dataset version and its encoder.
+
+A DAG run's ``RunRequest`` says which of them its template needs. An asset event is a wake-up and not a message: what is
+newest is asked of the data repository and the registry, here and once.
+"""
 
 from __future__ import annotations
 
@@ -6,8 +10,9 @@ import json
 from typing import TYPE_CHECKING
 
 from ssl_core.config.project import ProjectConfig
-from ssl_core.config.settings import usable_cpus
-from ssl_core.contracts import ModelRef, Ref
+from ssl_core.config.settings import Settings, usable_cpus
+from ssl_core.contracts import DatasetRef, ModelRef, Ref, RunRequest
+from ssl_core.data.repository import DataRepository
 from ssl_core.errors import UserError
 from ssl_core.registry import versions
 from ssl_core.registry.client import connect, mlflow_errors
@@ -21,20 +26,39 @@ if TYPE_CHECKING:
 def run(ctx: StepContext) -> StepOutput:
     """Writes ``config.json`` with every ``auto`` that depends on the machine resolved.
 
-    Adds the output ``registered_encoder`` where ``pretrain.when`` lets one be reused; pretraining is then left out.
+    Adds ``dataset`` in a DAG run that reads one, and ``registered_encoder`` where one is chosen or ``pretrain.when``
+    lets one be reused; pretraining is then left out. Raises ``UserError`` where what was asked for is not there.
     """
     project = freeze(ctx.project)
     (ctx.out / "config.json").write_text(
         json.dumps(project.model_dump(mode="json"), indent=1, sort_keys=True), encoding="utf-8"
     )
     outputs: dict[str, Output | Ref] = {"config": Output("config", "config.json")}
-    summary = f"configuration frozen, {project.pretrain.threads} threads"
-    with mlflow_errors(ctx.settings):
-        encoder = reusable_encoder(connect(ctx.settings), ctx.store, project)
+    summary = [f"configuration frozen, {project.pretrain.threads} threads"]
+    if ctx.request is not None and ctx.request.template != "ingest":
+        dataset = find_dataset(ctx.settings, project.name, ctx.request)
+        outputs["dataset"] = dataset
+        summary.append(f"{dataset.tag or dataset.revision}: {dataset.rows:,} samples, {dataset.labelled:,} labelled")
+    encoder = _encoder(ctx, project)
     if encoder is not None:
         outputs["registered_encoder"] = encoder
-        summary += f"; {encoder.name} version {encoder.version} is reused (pretrain.when: {project.pretrain.when})"
-    return StepOutput(outputs=outputs, summary=summary)
+        summary.append(f"{encoder.name} version {encoder.version} is used")
+        if ctx.request is None or ctx.request.template == "pretrain":
+            summary[-1] = f"{encoder.name} version {encoder.version} is reused (pretrain.when: {project.pretrain.when})"
+    return StepOutput(outputs=outputs, summary="; ".join(summary))
+
+
+def _encoder(ctx: StepContext, project: ProjectConfig) -> ModelRef | None:
+    request = ctx.request
+    if request is not None and request.template == "ingest":
+        return None
+    with mlflow_errors(ctx.settings):
+        client = connect(ctx.settings)
+        if request is not None and request.template == "finetune":
+            return encoder_to_finetune(client, ctx.store, project.name, request)
+        if request is not None and project.pretrain.when in ("manual", "cron"):
+            return None  # the pretrain DAG runs because somebody, or the cron, asked for it
+        return reusable_encoder(client, ctx.store, project)
 
 
 def freeze(project: ProjectConfig) -> ProjectConfig:
@@ -44,8 +68,46 @@ def freeze(project: ProjectConfig) -> ProjectConfig:
     return project.model_copy(update={"pretrain": project.pretrain.model_copy(update={"threads": usable_cpus()})})
 
 
+def find_dataset(settings: Settings, name: str, request: RunRequest) -> DatasetRef:
+    """The published version that the run asks for; ``UserError`` where it is not there or was never published."""
+    found = DataRepository(settings).resolve(name, request.dataset)
+    if found.kind != "dataset":
+        raise UserError(
+            f"{request.dataset} is a candidate that was never published",
+            place="dataset",
+            next_step="choose a published version, such as latest",
+        )
+    return found
+
+
+def encoder_to_finetune(client: MlflowClient, store: Store, project: str, request: RunRequest) -> ModelRef:
+    """The encoder that a person chose, else the one that woke the run, else the champion, else the newest.
+
+    Raises ``UserError`` where the chosen one cannot be had, or there is none at all.
+    """
+    if request.encoder_version:
+        chosen = find_encoder(client, store, project, version=request.encoder_version)
+        assert chosen is not None
+        return chosen
+    if request.woken_by:
+        try:
+            woken = find_encoder(client, store, project, version=request.woken_by)
+        except UserError:  # removed since: the run goes on with what is there
+            woken = None
+        if woken is not None:
+            return woken
+    found = find_encoder(client, store, project)
+    if found is None:
+        raise UserError(
+            f"there is no registered encoder of {project} yet",
+            place=versions.encoder_name(project),
+            next_step=f"trigger {project}.pretrain first",
+        )
+    return found
+
+
 def reusable_encoder(client: MlflowClient, store: Store, project: ProjectConfig) -> ModelRef | None:
-    """The encoder that ``pretrain.when`` says to reuse: of this recipe (first), any (manual), or none (always)."""
+    """The encoder that ``pretrain.when`` says to reuse: of this recipe (first), any (manual, cron), or none (always)."""
     if project.pretrain.when == "always":
         return None
     recipe = versions.encoder_recipe(project) if project.pretrain.when == "first" else None
