@@ -1,15 +1,17 @@
 # Thin on purpose: each target is a line or two; what they call can be called by hand.
 VENV := .venv
 BIN := $(VENV)/bin
+# Airflow's own environment: its pins and ours do not meet.
+AIRFLOW := .venv-airflow
 UV := uv==0.13.9
 # uv does not read pip's configuration: hand it the folder of local wheels, where pip has one.
 export UV_FIND_LINKS ?= $(shell python3 -m pip config get global.find-links 2>/dev/null || python3 -m pip config get :env:.find-links 2>/dev/null)
 # TORCH=cpu or TORCH=cu130 picks the build of torch; unset, the package index's default is taken (CUDA on Linux).
 TORCH_BACKEND := $(if $(TORCH),--torch-backend $(TORCH))
 
-.PHONY: setup test e2e lint format docs lock clean
+.PHONY: setup up down status logs test e2e lint format docs lock clean
 
-setup: $(VENV)/.installed
+setup: $(VENV)/.installed $(AIRFLOW)/.installed
 
 $(VENV)/.installed: requirements/training-dev.txt pyproject.toml
 	@command -v python3.11 >/dev/null && python3.11 -m venv $(VENV) || python3 -m venv $(VENV)
@@ -18,6 +20,25 @@ $(VENV)/.installed: requirements/training-dev.txt pyproject.toml
 	$(BIN)/uv pip install -q -p $(VENV) --no-deps --no-build-isolation -e .
 	@touch $@
 	@echo "ready: $(BIN)/ssl-core run projects/digits.yaml"
+
+$(AIRFLOW)/.installed: requirements/airflow-dev.txt pyproject.toml $(VENV)/.installed
+	@$(BIN)/uv venv -q --clear -p $(BIN)/python $(AIRFLOW)
+	$(BIN)/uv pip install -q -p $(AIRFLOW) -r requirements/airflow-dev.txt
+	$(BIN)/uv pip install -q -p $(AIRFLOW) --no-deps --no-build-isolation -e .
+	@touch $@
+
+# The platform: Airflow and MLflow on this machine, on loopback. The same as `ssl-core up`, `down`, `status` and `logs`.
+up: setup
+	@$(BIN)/ssl-core up
+
+down:
+	@$(BIN)/ssl-core down
+
+status:
+	@$(BIN)/ssl-core status
+
+logs:
+	@$(BIN)/ssl-core logs -f
 
 test: setup
 	$(BIN)/python -m pytest -n 2 -m "not e2e"
@@ -48,6 +69,8 @@ COMPILE := $(BIN)/uv pip compile -q pyproject.toml --no-emit-index-url --no-emit
 lock: setup
 	$(COMPILE) --extra train -o requirements/training.txt && $(NEUTRAL) requirements/training.txt
 	$(COMPILE) --extra train --extra dev -c requirements/training.txt -o requirements/training-dev.txt && $(NEUTRAL) requirements/training-dev.txt
+	$(COMPILE) --extra airflow -o requirements/airflow.txt
+	$(COMPILE) --extra airflow --extra airflow-dev -c requirements/airflow.txt -o requirements/airflow-dev.txt
 
 clean:
-	rm -rf $(VENV) .pytest_cache .ruff_cache .mypy_cache .import_linter_cache
+	rm -rf $(VENV) $(AIRFLOW) .pytest_cache .ruff_cache .mypy_cache .import_linter_cache

@@ -5,22 +5,15 @@ One worker and no job runner: 2 processes and about 370 MB, where MLflow's defau
 
 from __future__ import annotations
 
-import fcntl
-import json
 import os
-import signal
-import socket
-import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-import psutil
-
 from ssl_core.config.settings import Settings
+from ssl_core.daemon import Daemon, Record, free_port, port_taken
 from ssl_core.errors import TryAgain, UserError
 from ssl_core.registry.client import check_reachable, get
 
@@ -51,70 +44,17 @@ class ServerStatus:
     port: int | None = None
 
 
-@dataclass(frozen=True)
-class _Ours:
-    """What the pid file says. A pid alone may be another process by now, so the start time counts as well."""
-
-    pid: int
-    started: float
-    port: int
-
-    def process(self) -> psutil.Process | None:
-        try:
-            process = psutil.Process(self.pid)
-            same = abs(process.create_time() - self.started) < 1 and process.status() != psutil.STATUS_ZOMBIE
-        except psutil.Error:
-            return None
-        return process if same else None
-
-
-def _folder(settings: Settings) -> Path:
-    return settings.root / "mlflow"
+def _daemon(settings: Settings) -> Daemon:
+    return Daemon("server", settings.root / "mlflow")
 
 
 def log_path(settings: Settings) -> Path:
     """Where the local server's output goes."""
-    return _folder(settings) / "server.log"
+    return _daemon(settings).log
 
 
-def _read_pid_file(settings: Settings) -> _Ours | None:
-    """The server this home started, if it still runs."""
-    try:
-        ours = _Ours(**json.loads((_folder(settings) / "server.json").read_text()))
-    except (OSError, ValueError, TypeError):
-        return None
-    return ours if ours.process() else None
-
-
-@contextmanager
-def _lock(settings: Settings) -> Iterator[None]:
-    folder = _folder(settings)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        file = (folder / "server.lock").open("w")
-    except OSError as error:
-        raise UserError(
-            f"cannot write here: {error.strerror}", place=str(folder), next_step="set SSL_HOME to a writable folder"
-        ) from error
-    with file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
-
-
-def _port_taken(port: int) -> bool:
-    with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind(("127.0.0.1", port))
-        except OSError:
-            return True
-    return False
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+def _port(record: Record) -> int:
+    return int(record.extra.get("port", 0))
 
 
 def _foreign(settings: Settings) -> UserError:
@@ -129,7 +69,7 @@ def _foreign(settings: Settings) -> UserError:
     return UserError(
         f"port {settings.mlflow_port} is taken by {what}",
         place="SSL_MLFLOW_PORT",
-        next_step=f"choose a free port, for example: export SSL_MLFLOW_PORT={_free_port()}.{use_it}",
+        next_step=f"choose a free port, for example: export SSL_MLFLOW_PORT={free_port(settings.mlflow_port)}.{use_it}",
     )
 
 
@@ -141,17 +81,19 @@ def start_server(settings: Settings, note: Callable[[str], None] | None = None) 
     """
     if settings.mlflow_tracking_uri:
         return settings.tracking_url
-    with _lock(settings):
-        ours = _read_pid_file(settings)
-        if ours is not None and ours.port == settings.mlflow_port:
+    daemon = _daemon(settings)
+    with daemon.lock():
+        ours = daemon.record()
+        port = _port(ours) if ours else 0
+        if ours is not None and port == settings.mlflow_port:
             return settings.local_mlflow_url
         if ours is not None:
             raise UserError(
-                f"the MLflow server of {settings.root} runs on port {ours.port}, not {settings.mlflow_port}",
+                f"the MLflow server of {settings.root} runs on port {port}, not {settings.mlflow_port}",
                 place="SSL_MLFLOW_PORT",
-                next_step=f"export SSL_MLFLOW_PORT={ours.port} to go on with it, or stop it first: SSL_MLFLOW_PORT={ours.port} ssl-core mlflow stop",
+                next_step=f"export SSL_MLFLOW_PORT={port} to go on with it, or stop it first: SSL_MLFLOW_PORT={port} ssl-core mlflow stop",
             )
-        if _port_taken(settings.mlflow_port):
+        if port_taken(settings.mlflow_port):
             raise _foreign(settings)
         pid = _spawn(settings)
         if note:
@@ -162,7 +104,8 @@ def start_server(settings: Settings, note: Callable[[str], None] | None = None) 
 
 
 def _spawn(settings: Settings) -> int:
-    folder = _folder(settings)
+    daemon = _daemon(settings)
+    folder = daemon.folder
     artifacts = folder / "artifacts"
     artifacts.mkdir(exist_ok=True)
     command = [
@@ -175,21 +118,7 @@ def _spawn(settings: Settings) -> int:
     environment = {k: v for k, v in os.environ.items() if not k.startswith("MLFLOW_")} | _SERVER_ENVIRONMENT
     # MLflow starts uvicorn through the shell's search path.
     environment["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{environment.get('PATH', os.defpath)}"
-    with log_path(settings).open("ab") as log:
-        process = subprocess.Popen(
-            command,
-            cwd=folder,
-            env=environment,
-            stdin=subprocess.DEVNULL,
-            stdout=log,
-            stderr=log,
-            start_new_session=True,
-        )
-    record = {"pid": process.pid, "started": psutil.Process(process.pid).create_time(), "port": settings.mlflow_port}
-    temporary = folder / ".server.json"
-    temporary.write_text(json.dumps(record))
-    temporary.replace(folder / "server.json")
-    return process.pid
+    return daemon.start(command, env=environment, cwd=folder, port=settings.mlflow_port)
 
 
 def wait_for_server(settings: Settings, timeout: float = _START_SECONDS) -> str:
@@ -201,14 +130,14 @@ def wait_for_server(settings: Settings, timeout: float = _START_SECONDS) -> str:
     deadline = time.monotonic() + timeout
     while True:
         answer = get(f"{url}/health", timeout=2)
-        ours = _read_pid_file(settings)
+        ours = _daemon(settings).record()
         if ours is not None and answer is not None and answer[0] == 200:
             return url
         if ours is None:
-            if _port_taken(settings.mlflow_port):
+            if port_taken(settings.mlflow_port):
                 raise _foreign(settings)
             raise TryAgain(
-                f"the local MLflow server ended while starting: {_last_words(settings)}",
+                f"the local MLflow server ended while starting: {_daemon(settings).last_words()}",
                 place=str(log_path(settings)),
                 next_step="read the log, then run again",
             )
@@ -219,14 +148,6 @@ def wait_for_server(settings: Settings, timeout: float = _START_SECONDS) -> str:
                 next_step="ssl-core mlflow stop, then run again",
             )
         time.sleep(0.1)
-
-
-def _last_words(settings: Settings) -> str:
-    try:
-        lines = log_path(settings).read_text(errors="replace").strip().splitlines()
-    except OSError:
-        return "no log"
-    return lines[-1][:300] if lines else "nothing in its log"
 
 
 def ensure_server(settings: Settings, note: Callable[[str], None] | None = None) -> str:
@@ -248,33 +169,16 @@ def server_status(settings: Settings) -> ServerStatus:
     healthy = answer is not None and answer[0] == 200
     if settings.mlflow_tracking_uri:
         return ServerStatus(settings.tracking_url, managed=False, running=healthy, healthy=healthy, pid=None, log=None)
-    ours = _read_pid_file(settings)
-    here = ours is not None and ours.port == settings.mlflow_port
+    ours = _daemon(settings).record()
+    here = ours is not None and _port(ours) == settings.mlflow_port
     return ServerStatus(
         settings.tracking_url, managed=True, running=ours is not None, healthy=healthy and here,
-        pid=ours.pid if ours else None, log=log_path(settings), port=ours.port if ours else None,
+        pid=ours.pid if ours else None, log=log_path(settings), port=_port(ours) if ours else None,
     )  # fmt: skip
 
 
 def stop_server(settings: Settings) -> bool:
     """Stops the server this home started, with its workers; False where none ran. Other processes are never touched."""
-    with _lock(settings):
-        ours = _read_pid_file(settings)
-        process = ours.process() if ours else None
-        if ours is not None and process is not None:
-            members = [process, *process.children(recursive=True)]
-            _signal_group(ours.pid, signal.SIGTERM)
-            _, alive = psutil.wait_procs(members, timeout=_STOP_SECONDS)
-            if alive:
-                _signal_group(ours.pid, signal.SIGKILL)
-                psutil.wait_procs(alive, timeout=_STOP_SECONDS)
-        (_folder(settings) / "server.json").unlink(missing_ok=True)
-        return process is not None
-
-
-def _signal_group(pid: int, number: int) -> None:
-    # It was started as the leader of a session of its own, so its group is its pid.
-    try:
-        os.killpg(pid, number)
-    except ProcessLookupError:
-        return
+    daemon = _daemon(settings)
+    with daemon.lock():
+        return daemon.stop(_STOP_SECONDS)
