@@ -27,6 +27,8 @@ class Step:
     """The DAG template that holds it: ingest, pretrain or finetune (resolve opens each of them)."""
     function: str
     """``module:function``, called as ``function(ctx: StepContext) -> StepOutput``."""
+    about: str
+    """One sentence for people."""
     inputs: tuple[str, ...] = ()
     outputs: tuple[str, ...] = ()
     config: tuple[str, ...] = ()
@@ -67,6 +69,7 @@ STEPS: tuple[Step, ...] = (
         "resolve",
         "",
         "ssl_core.registry.resolve:run",
+        "Freezes the configuration and picks dataset version and encoder for the whole run.",
         outputs=("config",),
         config=("*",),
         cached=False,
@@ -75,6 +78,7 @@ STEPS: tuple[Step, ...] = (
         "ingest",
         "ingest",
         "ssl_core.data.ingest:run",
+        "Reads the data source and makes a dataset candidate: Parquet shards, a manifest, splits that never change sides.",
         outputs=("candidate",),
         config=("name", "modality", "data"),
         fingerprint="ssl_core.data.ingest:fingerprint",
@@ -85,6 +89,7 @@ STEPS: tuple[Step, ...] = (
         "validate",
         "ingest",
         "ssl_core.validation.validate:run",
+        "Judges the candidate by the floors and the Great Expectations suite; a report for people in MLflow.",
         inputs=("candidate",),
         outputs=("validation",),
         config=("name", "modality", "validation", "evaluate.label_budgets", "task.labels"),
@@ -94,6 +99,7 @@ STEPS: tuple[Step, ...] = (
         "publish",
         "ingest",
         "ssl_core.data.publish:run",
+        "Makes the candidate the next dataset version, with a tag in Git and DVC.",
         inputs=("candidate", "validation"),
         outputs=("dataset",),
         config=("name",),
@@ -104,6 +110,7 @@ STEPS: tuple[Step, ...] = (
         "pretrain",
         "pretrain",
         "ssl_core.training.pretrain:run",
+        "Trains the encoder without labels; goes on from its last checkpoint after an interruption.",
         inputs=("dataset",),
         outputs=("encoder",),
         config=_PRETRAIN,
@@ -114,6 +121,7 @@ STEPS: tuple[Step, ...] = (
         "register-encoder",
         "pretrain",
         "ssl_core.registry.register:register_encoder",
+        "Registers the encoder in MLflow, after it answered as the trained network does.",
         inputs=("dataset", "encoder"),
         outputs=("registered_encoder",),
         config=(*_PRETRAIN, "description", "owner"),  # what the version's tags and card say
@@ -123,6 +131,7 @@ STEPS: tuple[Step, ...] = (
         "finetune",
         "finetune",
         "ssl_core.training.finetune:run",
+        "Trains encoder and head on the labels.",
         inputs=("dataset", "registered_encoder"),
         outputs=("model",),
         config=("name", "modality", "task", "pretrain.precision", "pretrain.device", "pretrain.threads"),
@@ -134,6 +143,7 @@ STEPS: tuple[Step, ...] = (
         "evaluate",
         "finetune",
         "ssl_core.evaluation.evaluate:run",
+        "Measures on test data whether pretraining helped, beside random init and classical baselines.",
         inputs=("dataset", "registered_encoder", "model"),
         outputs=("evaluation",),
         config=(
@@ -153,6 +163,7 @@ STEPS: tuple[Step, ...] = (
         "register",
         "finetune",
         "ssl_core.registry.register:register_model",
+        "Registers the model in MLflow as the challenger, after it answered as the trained network does.",
         inputs=("dataset", "registered_encoder", "model", "evaluation"),
         outputs=("registered_model",),
         config=("name", "modality", "description", "owner", "task"),
@@ -163,6 +174,7 @@ STEPS: tuple[Step, ...] = (
         "gate",
         "finetune",
         "ssl_core.registry.gate:run",
+        "Compares challenger and champion on the same test samples: PROMOTE, REJECT or NEEDS_HUMAN, with reasons.",
         inputs=("dataset", "registered_encoder", "registered_model", "evaluation"),
         outputs=("gate_report",),
         config=("name", "task", "evaluate", "promotion"),
@@ -173,6 +185,7 @@ STEPS: tuple[Step, ...] = (
         "promote",
         "finetune",
         "ssl_core.registry.promote:run",
+        "Acts on the verdict, moves the aliases where it says so, and writes the ledger.",
         inputs=("registered_encoder", "registered_model", "gate_report"),
         outputs=("promotion",),
         config=("name",),

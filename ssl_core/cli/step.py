@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 from pathlib import Path
 
@@ -13,8 +14,10 @@ from ssl_core.cli.common import load_settings, stderr_console
 from ssl_core.cli.execute import execute
 from ssl_core.cli.progress import make_progress
 from ssl_core.contracts import StepResult, StepSpec
-from ssl_core.errors import CheckFailed, UserError, did_you_mean
+from ssl_core.errors import CheckFailed, TryAgain, UserError, did_you_mean
 from ssl_core.pipeline import STEPS
+
+_PR_SET_PDEATHSIG = 1
 
 
 @click.command()
@@ -25,6 +28,7 @@ def step(name: str) -> None:
     Reads one JSON document, the step spec, from the environment variable SSL_STEP_SPEC (or from the file that
     SSL_STEP_SPEC=@PATH names) and writes one, the result, to SSL_RESULT_PATH, or prints it where that is unset.
     """
+    end_with_parent()
     spec = read_spec(name)
     try:
         result = execute(spec, load_settings(), make_progress(stderr_console()))
@@ -33,6 +37,18 @@ def step(name: str) -> None:
             write_result(error.result)
         raise
     write_result(result)
+
+
+def end_with_parent() -> None:
+    """A job whose runner was killed must not train on: the kernel then sends it SIGTERM (Linux; ``SSL_PARENT_PID``)."""
+    parent = os.environ.get("SSL_PARENT_PID", "")
+    if not parent or not sys.platform.startswith("linux"):
+        return
+    import ctypes
+
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+    if str(os.getppid()) != parent:  # it died before the kernel knew
+        raise TryAgain("the runner that started this step is gone", place="SSL_PARENT_PID")
 
 
 def read_spec(name: str) -> StepSpec:

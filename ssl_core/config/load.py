@@ -40,8 +40,8 @@ def find_project(name_or_path: str, projects_dir: Path) -> Path:
     )
 
 
-def load_project(path: Path, overrides: Mapping[str, Any] | None = None) -> ProjectConfig:
-    """Reads and validates a project file. ``overrides`` maps dotted keys to values.
+def load_project(path: Path, overrides: Mapping[str, Any] | None = None, *, given_by: str = "--set") -> ProjectConfig:
+    """Reads and validates a project file. ``overrides`` maps dotted keys to values; ``given_by`` says where they come from.
 
     A relative ``data.source`` or ``data.labels`` is taken from the file's folder.
 
@@ -50,14 +50,14 @@ def load_project(path: Path, overrides: Mapping[str, Any] | None = None) -> Proj
     """
     data, lines = _read(path)
     for key, value in (overrides or {}).items():
-        _override(data, key, value)
+        _override(data, key, value, given_by)
     section = data["data"] if isinstance(data.get("data"), dict) else {}
     for key in ("source", "labels"):
         value = section.get(key)
         if isinstance(value, str) and value and "://" not in value:
             section[key] = str((path.absolute().parent / expanduser(value)).resolve())
     set_here = {tuple(key.split(".")) for key in overrides or {}}
-    return _validate(data, str(path), lines, set_here)
+    return _validate(data, str(path), lines, set_here, given_by)
 
 
 def parse_project(data: Mapping[str, Any], place: str = "SSL_STEP_SPEC") -> ProjectConfig:
@@ -81,13 +81,13 @@ def parse_overrides(items: Iterable[str]) -> dict[str, Any]:
     return overrides
 
 
-def _override(data: dict[str, Any], key: str, value: Any) -> None:
+def _override(data: dict[str, Any], key: str, value: Any, given_by: str) -> None:
     *sections, leaf = key.split(".")
     here = data
     for section in sections:
         below = here.setdefault(section, {})
         if not isinstance(below, dict):
-            raise UserError(f"'{section}' in '{key}' is not a section", place="--set")
+            raise UserError(f"'{section}' in '{key}' is not a section", place=given_by)
         here = below
     here[leaf] = value
 
@@ -154,19 +154,25 @@ def _locate(node: yaml.Node | None, at: Location, lines: dict[Location, int], pl
 
 
 def _validate(
-    data: dict[str, Any], place: str, lines: Mapping[Location, int], set_here: Set[Location] = frozenset()
+    data: dict[str, Any],
+    place: str,
+    lines: Mapping[Location, int],
+    set_here: Set[Location] = frozenset(),
+    given_by: str = "--set",
 ) -> ProjectConfig:
-    """``set_here``: the keys that ``--set`` gave; an error there must not send the reader to the file."""
+    """``set_here``: the keys that were overridden; an error there must not send the reader to the file."""
     try:
         return ProjectConfig.model_validate(data)
     except ValidationError as error:
         details = error.errors()
     given = [any(_without_tags(detail["loc"])[: len(key)] == key for key in set_here) for detail in details]
     problems = [
-        _describe(detail, "--set" if by_option else place, {} if by_option else lines)
+        _describe(detail, given_by if by_option else place, {} if by_option else lines)
         for detail, by_option in zip(details, given, strict=True)
     ]
-    next_step = "correct the --set option" if all(given) else "mend the file and check it with: ssl-core lint " + place
+    next_step = (
+        f"correct it in the {given_by}" if all(given) else "mend the file and check it with: ssl-core lint " + place
+    )
     raise UserError("\n".join(problems), next_step=next_step)
 
 

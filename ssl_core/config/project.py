@@ -223,5 +223,7 @@ class ProjectConfig(Section):
     @model_validator(mode="after")
     def _cron_and_when_agree(self) -> ProjectConfig:
         if (self.pretrain.when == "cron") != (self.schedule.pretrain is not None):
-            raise ValueError("`pretrain.when: cron` and a cron in `schedule.pretrain` go together: give both or neither")
+            raise ValueError(
+                "`pretrain.when: cron` and a cron in `schedule.pretrain` go together: give both or neither"
+            )
         return self

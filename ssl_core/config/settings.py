@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import math
 import os
+import sys
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from pydantic import Field, field_validator
+from pydantic import Field, SecretStr, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 # What a job may see of its parent's environment. Everything else (and every secret not named here) stays outside.
@@ -19,6 +20,7 @@ _PUBLIC = (
     "AWS_REGION",
     "AWS_ENDPOINT_URL",
 )
+_NOT_FOR_JOBS = ("SSL_STEP_SPEC", "SSL_RESULT_PATH", "SSL_PARENT_PID", "SSL_WEBHOOK_URL")
 _SECRET = (
     "MLFLOW_TRACKING_USERNAME",
     "MLFLOW_TRACKING_PASSWORD",
@@ -72,13 +74,20 @@ class Settings(BaseSettings):
     )
     mlflow_port: int = Field(default=5000, ge=1, le=65_535, description="Port of the local MLflow server")
     public_mlflow_url: str = Field(default="", description="MLflow's address for browser links, where it differs")
+    airflow_url: str = Field(default="", description="Airflow's address for browser links; default: the local one")
+    job_python: str = Field(
+        default=sys.executable, description="Python of the training environment, for jobs that are local processes"
+    )
+    webhook_url: SecretStr = Field(
+        default=SecretStr(""), description="Gets a JSON message where a step, a run or a gate fails; may hold a token"
+    )
 
     @field_validator("home", "projects_dir", "cache_dir")
     @classmethod
     def _absolute(cls, value: Path | None) -> Path | None:
         return expand(value) if value else value
 
-    @field_validator("store", "data_repo", "dvc_remote", "mlflow_tracking_uri", "public_mlflow_url")
+    @field_validator("store", "data_repo", "dvc_remote", "mlflow_tracking_uri", "public_mlflow_url", "airflow_url")
     @classmethod
     def _no_secrets(cls, value: str) -> str:
         """Addresses are printed, linked and handed to jobs in the open; what lets one in must not be part of them."""
@@ -125,7 +134,7 @@ class Settings(BaseSettings):
 
     def job_environment(self) -> tuple[dict[str, str], dict[str, str]]:
         """What a job's process gets: ``(public, secret)``. Secrets never enter labels, XCom, logs or images."""
-        public = {k: v for k, v in os.environ.items() if k.startswith(_PUBLIC) and not k.startswith("SSL_STEP_")}
+        public = {k: v for k, v in os.environ.items() if k.startswith(_PUBLIC) and k not in _NOT_FOR_JOBS}
         public |= {"SSL_HOME": str(self.root), "SSL_STORE": self.store_url, "MLFLOW_TRACKING_URI": self.tracking_url}
         secret = {k: os.environ[k] for k in _SECRET if k in os.environ}
         return public, secret

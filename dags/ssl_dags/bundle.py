@@ -1,0 +1,75 @@
+"""The DAG bundle whose files are the projects.
+
+For each ``projects/NAME.yaml`` there is one small DAG file ``NAME.yaml.py``: a new project appears at the next refresh, and
+a broken one shows as an import error of its own file and hides no other (one loader for all would lose all).
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+from airflow.dag_processing.bundles.base import BaseDagBundle
+
+from ssl_core.config.settings import Settings
+
+_PATTERN = "*.y*ml"
+_TEXT = '''"""Airflow DAGs of one project; written by ssl_dags.bundle, gone when its project file is gone."""
+
+from ssl_dags.templates import render
+
+globals().update(render({path!r}))
+
+# The project file, as it was when this file was written:
+{comment}
+'''
+
+
+class ProjectsBundle(BaseDagBundle):
+    """One DAG file per project file of ``SSL_PROJECTS_DIR``, below ``<SSL_HOME>/airflow/projects``."""
+
+    supports_versioning = False
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        settings = Settings()
+        self._projects = settings.projects_dir
+        self._folder = settings.root / "airflow" / "projects"
+
+    @property
+    def path(self) -> Path:
+        return self._folder
+
+    def initialize(self) -> None:
+        # A worker that has never seen the DAG processor's disk writes the files for itself.
+        if not self._folder.exists():
+            self.refresh()
+        super().initialize()
+
+    def get_current_version(self) -> None:
+        return None
+
+    def refresh(self) -> None:
+        """Writes what is new or changed, each file in one piece, and removes what has no project file any more."""
+        self._folder.mkdir(parents=True, exist_ok=True)
+        wanted = {f"{file.name}.py": dag_file(file) for file in sorted(self._projects.glob(_PATTERN)) if file.is_file()}
+        for name, text in wanted.items():
+            target = self._folder / name
+            if not target.is_file() or target.read_text(encoding="utf-8") != text:
+                temporary = self._folder / f".{name}.{os.getpid()}"
+                temporary.write_text(text, encoding="utf-8")
+                temporary.replace(target)
+        for stale in self._folder.glob("*.py"):
+            if stale.name not in wanted:
+                stale.unlink(missing_ok=True)
+
+
+def dag_file(project_file: Path) -> str:
+    """The DAG file of a project file. It shows the project in the UI's Code tab, and changes whenever the project does."""
+    try:
+        # Comments only, whatever the file holds: no line of it is ever Python.
+        lines = project_file.read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError as error:
+        lines = [f"cannot be read: {error.strerror}"]
+    return _TEXT.format(path=str(project_file), comment="\n".join(f"#   {line}".rstrip() for line in lines))

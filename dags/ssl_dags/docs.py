@@ -1,0 +1,61 @@
+"""What the UI says about a DAG and its tasks, from the project and the step table."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from ssl_core.config.project import ProjectConfig
+from ssl_core.pipeline import STEPS, Step
+
+_WHAT = {
+    "ingest": "Looks at the data source, makes a dataset version of what is there, judges it, and publishes it. Unchanged "
+    "content makes no new version, and a version that does not pass leaves the last one in use.",
+    "pretrain": "Trains an encoder on the unlabeled images of a dataset version and registers it in MLflow.",
+    "finetune": "Puts a head on an encoder, trains it on the labels there are, measures on test data whether pretraining "
+    "helped, and lets the gate decide whether the new model becomes the champion.",
+}
+_AFTERWARDS = {
+    "ingest": "a new version emits the asset `{name}/dataset`",
+    "pretrain": "a registered encoder emits the asset `{name}/encoder`, which wakes `{name}.finetune`",
+    "finetune": "a new champion emits the asset `{name}/model`",
+}
+
+
+def dag_doc(project: ProjectConfig, template: str, project_file: Path) -> str:
+    """The DAG's doc page."""
+    steps = "\n".join(f"| `{step.name}` | {step.about} |" for step in STEPS if step.template == template)
+    return (
+        f"# {project.name}: {template}\n\n{project.description}\n\n{_WHAT[template]}\n\n"
+        f"**Starts**: {starts(project, template)}.  \n"
+        f"**Afterwards**: {_AFTERWARDS[template].format(name=project.name)}.  \n"
+        f"**Project file**: `{project_file}`  \n"
+        f"**Owner**: {project.owner or 'not named (key `owner`)'}\n\n"
+        f"| task | what it does |\n|---|---|\n| `resolve` | Freezes the configuration and picks dataset version and encoder for "
+        f"the whole run. |\n{steps}\n\n"
+        "Every task does nothing that was done before: started again, a run goes on where it stopped. A task's *Details* "
+        "link to its MLflow run and its report. **Trigger** opens a form with the project's keys; what you change there "
+        "holds for that run only.\n"
+    )
+
+
+def starts(project: ProjectConfig, template: str) -> str:
+    """In words, what starts a template."""
+    zone = project.schedule.timezone
+    cron = getattr(project.schedule, template)
+    by_cron = f"by its cron `{cron}` ({zone})" if cron else ""
+    woken = {
+        "ingest": "",
+        "pretrain": f"when `{project.name}/dataset` has a new version"
+        if project.pretrain.when in ("first", "always")
+        else "",
+        "finetune": f"when `{project.name}/encoder` has a new version",
+    }[template]
+    return " or ".join(filter(None, (woken, by_cron, "by hand")))
+
+
+def step_doc(step: Step) -> str:
+    """A task's doc page."""
+    makes = ", ".join(f"`{name}`" for name in step.outputs)
+    takes = ", ".join(f"`{name}`" for name in step.inputs) or "the project file"
+    again = "If nothing that it reads has changed, it is not done again." if step.cached else "It is done every time."
+    return f"{step.about}\n\nTakes {takes}; makes {makes}. {again}\n"

@@ -1,0 +1,255 @@
+"""One step of the table as one Airflow task: spec in, job run, result checked, references out."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from airflow.sdk import Asset, BaseOperator
+from airflow.sdk.exceptions import AirflowException, AirflowFailException, AirflowSkipException
+from airflow.sdk.log import mask_secret
+from pydantic import ValidationError
+
+from ssl_core.config.load import load_project
+from ssl_core.config.settings import Settings
+from ssl_core.contracts import (
+    RESULT_BYTES_LIMIT,
+    ArtifactRef,
+    ModelRef,
+    Ref,
+    RunContext,
+    RunRequest,
+    StepResult,
+    StepSpec,
+    StepStatus,
+    Verdict,
+)
+from ssl_core.errors import StepError, UserError
+from ssl_core.pipeline import get_step, skip_reason
+from ssl_dags.forms import overrides
+from ssl_dags.links import MlflowRunLink, ReportLink
+from ssl_dags.notify import gate_said, run_url
+from ssl_dags.runners.base import Finished, Job, Runner
+from ssl_dags.runners.local import LocalRunner
+
+_LAST_WORDS = 40
+_ERROR_STARTS = ("error: ", "check failed: ", "try again: ")
+_FAILED_CHECK = 3
+_NO_RETRY = (2, _FAILED_CHECK)
+
+
+class StepOperator(BaseOperator):
+    """Does ``step`` for ``project``; its return value is the ``StepResult``, references only.
+
+    What to do comes from the run itself: ``resolve`` froze the configuration, earlier tasks made the artifacts. The project
+    file is read by ``resolve`` alone, so that an edit never changes a run in progress.
+
+    ``announces``: the artifact whose reference the asset event carries; without news there is none, and the task is skipped.
+    """
+
+    operator_extra_links = (MlflowRunLink(), ReportLink())
+    ui_color = "#e8f1fb"
+
+    def __init__(self, *, step: str, project: str, project_file: str, announces: str = "", **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.step = step
+        self.project = project
+        self.project_file = project_file
+        self.announces = announces
+        self._runner: Runner | None = None
+        self._stopped = False
+
+    def execute(self, context: Mapping[str, Any]) -> dict[str, Any]:
+        self.links: dict[str, str] = {}
+        settings = Settings()
+        artifacts = self._artifacts(context)
+        if reason := skip_reason(get_step(self.step), artifacts):
+            raise AirflowSkipException(reason)
+        try:
+            spec = self._spec(context, settings, artifacts)
+        except StepError as error:
+            raise AirflowFailException(str(error)) from None
+        words: deque[str] = deque(maxlen=_LAST_WORDS)
+
+        def on_line(line: str) -> None:
+            words.append(line)
+            (self.log.error if line.startswith(_ERROR_STARTS) else self.log.info)("%s", line)
+
+        finished = self._run(spec, context, settings, on_line)
+        result = self._judge(finished, _reason(words))
+        self._show(result)
+        return self._announce(result, context)
+
+    def on_kill(self) -> None:
+        self._stopped = True
+        if self._runner is not None:
+            self._runner.kill()
+
+    # ---- in
+
+    def _artifacts(self, context: Mapping[str, Any]) -> dict[str, Ref]:
+        """What the tasks before this one made, by name."""
+        artifacts: dict[str, Ref] = {}
+        order = [t for t in context["dag"].topological_sort() if t.task_id in self.get_flat_relative_ids(upstream=True)]
+        for task in order:
+            value = context["ti"].xcom_pull(task_ids=task.task_id)
+            if value is not None:  # a skipped task made nothing
+                artifacts |= StepResult.model_validate(value).outputs
+        return artifacts
+
+    def _spec(self, context: Mapping[str, Any], settings: Settings, artifacts: dict[str, Ref]) -> StepSpec:
+        ti, dag_run = context["ti"], context["dag_run"]
+        run = RunContext(
+            run_id=f"{ti.dag_id}/{ti.run_id}",
+            user=dag_run.triggering_user_name or str(getattr(dag_run.run_type, "value", dag_run.run_type)),
+            orchestrator="airflow",
+            dag_id=ti.dag_id,
+            task_id=ti.task_id,
+            try_number=ti.try_number,
+            url=run_url(settings, ti.dag_id, ti.run_id),
+        )
+        if self.step == "resolve":
+            project, request = self._asked(context)
+            return StepSpec(step=self.step, project=project, run=run, request=request)
+        config = artifacts["config"]
+        assert isinstance(config, ArtifactRef)
+        needed = get_step(self.step).inputs
+        if missing := [name for name in needed if name not in artifacts]:
+            raise UserError(f"nothing before it made {', '.join(missing)}", place=f"{ti.dag_id}: {self.step}")
+        return StepSpec(step=self.step, config=config, inputs={n: artifacts[n] for n in needed}, run=run)
+
+    def _asked(self, context: Mapping[str, Any]) -> tuple[dict[str, Any], RunRequest]:
+        """The project with what the trigger form changed, and which dataset and encoder the run asks for."""
+        template = context["ti"].dag_id.partition(".")[2]
+        conf = dict(context["dag_run"].conf or {})
+        path = Path(self.project_file)
+        changes = overrides(conf, load_project(path), template)
+        for key, value in changes.items():
+            self.log.info("%s = %s, for this run only", key, value)
+        project = load_project(path, changes, given_by="trigger form")
+        if project.name != self.project:
+            raise UserError(f"is '{project.name}', but this DAG is of {self.project}", place=f"{path}: name")
+        request = RunRequest(
+            template=template,
+            dataset=str(conf.get("dataset") or "latest"),
+            encoder_version=str(conf.get("encoder_version") or ""),
+            woken_by=_newest_encoder(context) if template == "finetune" else "",
+        )
+        return project.model_dump(mode="json"), request
+
+    # ---- the job
+
+    def _run(self, spec: StepSpec, context: Mapping[str, Any], settings: Settings, on_line: Any) -> Finished:
+        ti = context["ti"]
+        public, secret = settings.job_environment()
+        for value in secret.values():
+            mask_secret(value)
+        labels = {
+            "ssl.dag_id": ti.dag_id,
+            "ssl.run_id": ti.run_id,
+            "ssl.task_id": ti.task_id,
+            "ssl.map_index": str(ti.map_index),
+            "ssl.try": str(ti.try_number),
+        }
+        job = Job(self.step, spec.model_dump_json(), environment=public, secrets=secret, labels=labels)
+        self._runner = make_runner(settings)
+        if self._stopped:
+            raise AirflowException("stopped before the job was started")
+        try:
+            return self._runner.run(job, on_line)
+        except OSError as error:
+            raise AirflowFailException(f"the job cannot be started: {error}\n  next: check SSL_JOB_PYTHON") from None
+
+    # ---- out
+
+    def _judge(self, finished: Finished, reason: str) -> StepResult:
+        """The result, checked against its contract; or the exception that tells Airflow whether to try again."""
+        code = finished.exit_code
+        if code not in (0, _FAILED_CHECK):
+            if self._stopped:
+                raise AirflowException("stopped; a retry goes on from what is done")
+            text = reason or f"the job ended with {_code(code)}"
+            raise (AirflowFailException if code in _NO_RETRY else AirflowException)(text)
+        result = self._read(finished.result)
+        if code == _FAILED_CHECK:
+            self._show(result)
+            raise AirflowFailException(reason or f"check failed: {result.summary}")
+        return result
+
+    def _read(self, document: bytes | None) -> StepResult:
+        if document is None:
+            raise AirflowException("the job ended well but wrote no result")
+        if len(document) > 2 * RESULT_BYTES_LIMIT:  # indented JSON; the executor holds the limit itself
+            raise AirflowException(f"the job's result has {len(document)} bytes; references only may cross")
+        try:
+            result = StepResult.model_validate_json(document)
+        except ValidationError as error:
+            raise AirflowException(f"the job's result is not one: {error.errors()[0]['msg']}") from None
+        step = get_step(self.step)
+        missing = set(step.outputs) - set(result.outputs) if result.status is StepStatus.DONE else set()
+        if result.step != self.step or missing:
+            raise AirflowException(
+                f"the job's result is of step {result.step}, without {', '.join(sorted(missing)) or 'faults'}"
+            )
+        return result
+
+    def _show(self, result: StepResult) -> None:
+        self.links = dict(result.links)
+        for line in result.summary.splitlines():
+            self.log.info("%s", line)
+        took = "unchanged, done before" if result.cached else f"{result.seconds:.1f} s"
+        self.log.info("%s: %s", self.step, took)
+        for title, url in result.links.items():
+            self.log.info("%s: %s", title, url)
+
+    def _announce(self, result: StepResult, context: Mapping[str, Any]) -> dict[str, Any]:
+        value = result.model_dump(mode="json")
+        ti = context["ti"]
+        if result.verdict not in (None, Verdict.PROMOTE) and not result.summary.partition(": ")[2].startswith(
+            "already"
+        ):
+            gate_said(ti.dag_id, ti.run_id, ti.task_id, result.summary)
+        if not self.announces:
+            return value
+        if not result.news:
+            ti.xcom_push("return_value", value)
+            raise AirflowSkipException(f"no news, so nobody is woken: {result.summary.splitlines()[0]}")
+        reference = result.outputs.get(self.announces) or self._artifacts(context)[self.announces]
+        for asset in self.outlets:
+            if isinstance(asset, Asset):
+                context["outlet_events"][asset].extra = reference.model_dump(mode="json")
+        return value
+
+
+def make_runner(settings: Settings) -> Runner:
+    """The runner that the platform settings name: local processes."""
+    return LocalRunner(settings.job_python)
+
+
+def _newest_encoder(context: Mapping[str, Any]) -> str:
+    """The newest encoder version among the events that woke the run: events coalesce, so there may be several."""
+    versions = []
+    for events in (context.get("triggering_asset_events") or {}).values():
+        for event in events:
+            try:
+                versions.append(int(ModelRef.model_validate(event.extra).version))
+            except (ValidationError, ValueError):  # another asset's event, or one made by hand
+                continue
+    return str(max(versions)) if versions else ""
+
+
+def _reason(words: deque[str]) -> str:
+    """What the job said in the end: from its error line on, else nothing."""
+    lines = list(words)
+    for index in range(len(lines) - 1, -1, -1):
+        if lines[index].startswith(_ERROR_STARTS):
+            return "\n".join(lines[index:])
+    return ""
+
+
+def _code(code: int) -> str:
+    if code in (-9, 137):
+        return "SIGKILL: out of memory, or ended from outside"
+    return f"signal {-code}" if code < 0 else f"exit code {code}; the lines above say why"

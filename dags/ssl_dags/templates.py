@@ -1,0 +1,149 @@
+"""The DAG templates: ingest, pretrain, finetune, rendered for one project from the step table."""
+
+from __future__ import annotations
+
+import re
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+from airflow.sdk import DAG, Asset, AssetOrTimeSchedule, CronTriggerTimetable, get_parsing_context
+
+from ssl_core.config.load import load_project
+from ssl_core.config.project import ProjectConfig
+from ssl_core.errors import UserError
+from ssl_core.pipeline import STEPS, Step, get_step, producer
+from ssl_dags import notify
+from ssl_dags.docs import dag_doc, step_doc
+from ssl_dags.forms import form
+from ssl_dags.operator import StepOperator
+
+TEMPLATES = ("ingest", "pretrain", "finetune")
+# The last task of a template makes the artifact that wakes the next one.
+_ANNOUNCES = {"publish": "dataset", "register-encoder": "registered_encoder", "promote": "registered_model"}
+_ASSETS = {"dataset": "dataset", "registered_encoder": "encoder", "registered_model": "model"}
+_START = datetime(2025, 1, 1, tzinfo=UTC)  # schedules count from their last tick on, never from here: no catch-up
+_LONGEST_RETRY_WAIT = timedelta(minutes=30)
+
+
+def render(project_file: str) -> dict[str, DAG]:
+    """The DAGs of a project file by id. A broken file raises ``UserError``, which the UI shows as the file's import error.
+
+    In a worker a broken or missing file does not matter: a run in progress has its configuration in the store.
+    """
+    path = Path(project_file)
+    running = get_parsing_context().dag_id
+    try:
+        project = load_project(path)
+        _name_is_free(project.name, path)
+    except UserError:
+        if not running:
+            raise
+        project = ProjectConfig.model_validate(
+            {"name": running.partition(".")[0], "data": {"source": "sample://digits"}}
+        )
+    ids = {f"{project.name}.{template}": template for template in TEMPLATES}
+    # A task's process builds its own DAG only.
+    return {dag_id: build(project, template, path) for dag_id, template in ids.items() if running in (None, dag_id)}
+
+
+def build(project: ProjectConfig, template: str, project_file: Path) -> DAG:
+    """One template as the DAG ``<project>.<template>``."""
+    with DAG(
+        dag_id=f"{project.name}.{template}",
+        description=project.description or None,
+        doc_md=dag_doc(project, template, project_file),
+        schedule=schedule(project, template),
+        start_date=_START,
+        catchup=False,
+        max_active_runs=1,
+        tags=["ssl", template, project.name, *project.tags],
+        params=form(project, template),
+        dagrun_timeout=timedelta(hours=project.limits.run_hours),
+        on_failure_callback=notify.run_failed,
+        default_args={
+            "owner": project.owner or "ssl",
+            "retries": project.limits.retries,
+            "retry_delay": timedelta(seconds=project.limits.retry_seconds),
+            "retry_exponential_backoff": 2.0,
+            "max_retry_delay": _LONGEST_RETRY_WAIT,
+            "execution_timeout": timedelta(hours=project.limits.step_hours),
+            "on_failure_callback": notify.step_failed,
+        },
+    ) as dag:
+        tasks = {step.name: _task(step, project, project_file) for step in steps_of(template)}
+        for before, after in edges(template):
+            tasks[before] >> tasks[after]
+    return dag
+
+
+def steps_of(template: str) -> list[Step]:
+    """``resolve``, then the rows of the table that belong to the template."""
+    return [get_step("resolve"), *(step for step in STEPS if step.template == template)]
+
+
+def edges(template: str) -> list[tuple[str, str]]:
+    """Who waits for whom within a template: the table's references, without those that another path implies."""
+    steps = steps_of(template)
+    inside = {step.name for step in steps}
+    needs = {step.name: {producer(name).name for name in step.inputs} & inside - {step.name} for step in steps}
+    for name in inside - {"resolve"}:
+        needs[name].add("resolve")
+
+    def before(name: str) -> set[str]:
+        return set().union(*({n} | before(n) for n in needs[name])) if needs[name] else set()
+
+    implied = {name: set().union(*(before(n) for n in needs[name])) if needs[name] else set() for name in inside}
+    return sorted((n, name) for name in inside for n in needs[name] - implied[name])
+
+
+def asset(project: str, artifact: str) -> Asset:
+    """``<project>/dataset``, ``/encoder`` or ``/model``."""
+    name = f"{project}/{_ASSETS[artifact]}"
+    return Asset(name=name, uri=f"ssl://{name}", group="ssl")
+
+
+def schedule(project: ProjectConfig, template: str) -> Any:
+    """What starts a template: its cron, the asset that wakes it, either, or only a person."""
+    crons = {
+        "ingest": project.schedule.ingest,
+        "pretrain": project.schedule.pretrain,
+        "finetune": project.schedule.finetune,
+    }
+    cron = crons[template]
+    wakes = None
+    if template == "pretrain" and project.pretrain.when in ("first", "always"):
+        wakes = asset(project.name, "dataset")
+    elif template == "finetune":
+        wakes = asset(project.name, "registered_encoder")
+    if cron is None:
+        return None if wakes is None else [wakes]
+    timetable = CronTriggerTimetable(cron, timezone=project.schedule.timezone)
+    return timetable if wakes is None else AssetOrTimeSchedule(timetable=timetable, assets=[wakes])
+
+
+def _task(step: Step, project: ProjectConfig, project_file: Path) -> StepOperator:
+    announces = _ANNOUNCES.get(step.name, "")
+    return StepOperator(
+        task_id=step.name,
+        step=step.name,
+        project=project.name,
+        project_file=str(project_file),
+        announces=announces,
+        outlets=[asset(project.name, announces)] if announces else [],
+        pool=step.pool or "default_pool",
+        doc_md=step_doc(step),
+    )
+
+
+def _name_is_free(name: str, path: Path) -> None:
+    """Two files with one name would take turns in the UI; the first in the alphabet keeps it."""
+    for other in sorted(path.parent.glob("*.y*ml")):
+        if other == path:
+            return
+        try:
+            found = re.search(r"^name:\s*[\"']?([\w-]+)", other.read_text(encoding="utf-8", errors="replace"), re.M)
+        except OSError:
+            continue
+        if found and found[1] == name:
+            raise UserError(f"the name '{name}' is taken by {other.name}", place=f"{path}: name")
