@@ -104,14 +104,18 @@ class Daemon:
         """A context manager; raises ``UserError`` where the folder cannot be written."""
         return exclusive(self.folder / f"{self.name}.lock")
 
-    def record(self) -> Record | None:
-        """What was written at its start, while it still runs."""
+    def written(self) -> Record | None:
+        """What its last start wrote, whether it still runs or not; None where it was stopped or never started."""
         try:
             content = dict(json.loads(self.pid_file.read_text()))
-            record = Record(int(content.pop("pid")), float(content.pop("started")), content)
+            return Record(int(content.pop("pid")), float(content.pop("started")), content)
         except (OSError, ValueError, TypeError, KeyError):
             return None
-        return record if record.process() else None
+
+    def record(self) -> Record | None:
+        """What was written at its start, while it still runs."""
+        record = self.written()
+        return record if record is not None and record.process() else None
 
     def process(self) -> psutil.Process | None:
         """The process, None where it does not run."""

@@ -29,6 +29,10 @@ _COMMANDS = {
     "step": ("ssl_core.cli.step:step", "Do one step: spec in SSL_STEP_SPEC, result to SSL_RESULT_PATH."),
     "promote": ("ssl_core.cli.promote:promote", "Approve or decline what the gate left to a person."),
     "gc": ("ssl_core.cli.gc:gc", "Remove old checkpoints, cache and unpublished candidates."),
+    "up": ("ssl_core.cli.platform:up", "Start Airflow and MLflow on this machine."),
+    "down": ("ssl_core.cli.platform:down", "Stop them, with everything they started."),
+    "status": ("ssl_core.cli.platform:status", "Say what runs, and whether it is healthy."),
+    "logs": ("ssl_core.cli.platform:logs", "Show the logs of Airflow's processes and of MLflow."),
     "mlflow": ("ssl_core.cli.mlflow:mlflow", "Start, stop or look at the local MLflow server."),
 }
 

@@ -72,6 +72,10 @@ class Settings(BaseSettings):
     mlflow_tracking_uri: str = Field(
         default="", validation_alias="MLFLOW_TRACKING_URI", description="MLflow server; default: a local one is started"
     )
+    airflow_port: int = Field(default=8080, ge=1, le=65_535, description="Port of the local Airflow, on loopback")
+    airflow_venv: Path | None = Field(
+        default=None, description="Airflow's environment; default `.venv-airflow` beside the training environment"
+    )
     mlflow_port: int = Field(default=5000, ge=1, le=65_535, description="Port of the local MLflow server")
     public_mlflow_url: str = Field(default="", description="MLflow's address for browser links, where it differs")
     airflow_url: str = Field(default="", description="Airflow's address for browser links; default: the local one")
@@ -82,7 +86,7 @@ class Settings(BaseSettings):
         default=SecretStr(""), description="Gets a JSON message where a step, a run or a gate fails; may hold a token"
     )
 
-    @field_validator("home", "projects_dir", "cache_dir")
+    @field_validator("home", "projects_dir", "cache_dir", "airflow_venv")
     @classmethod
     def _absolute(cls, value: Path | None) -> Path | None:
         return expand(value) if value else value
@@ -119,6 +123,18 @@ class Settings(BaseSettings):
     @property
     def dvc_remote_url(self) -> str:
         return self.dvc_remote or str(self.root / "dvc-remote")
+
+    @property
+    def airflow_environment(self) -> Path:
+        return self.airflow_venv or Path(sys.prefix).parent / ".venv-airflow"
+
+    @property
+    def local_airflow_url(self) -> str:
+        return f"http://127.0.0.1:{self.airflow_port}"
+
+    @property
+    def browser_airflow_url(self) -> str:
+        return (self.airflow_url or self.local_airflow_url).rstrip("/")
 
     @property
     def local_mlflow_url(self) -> str:
