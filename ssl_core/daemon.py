@@ -8,8 +8,9 @@ import os
 import signal
 import socket
 import subprocess
+import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from ssl_core.errors import UserError
 
 _LOG_BYTES = 10_000_000
 _KILL_SECONDS = 5.0
+_POLL_SECONDS = 0.05
 
 
 @contextmanager
@@ -158,7 +160,7 @@ class Daemon:
             except psutil.Error:
                 members = [process]
             signal_group(process.pid, number)
-            _, alive = psutil.wait_procs(members, timeout=timeout)
+            alive = wait_ended(members, timeout)
             if alive:
                 signal_group(process.pid, signal.SIGKILL)
                 kill(alive)
@@ -184,11 +186,36 @@ def signal_group(pid: int, number: int) -> None:
         return
 
 
+def wait_ended(processes: Sequence[psutil.Process], timeout: float) -> list[psutil.Process]:
+    """Waits until all have ended and returns those that have not after ``timeout`` seconds.
+
+    One that its parent has not asked about yet (a zombie) has ended: in a container the first process may never ask, and
+    ``psutil.wait_procs`` would wait for it in vain.
+    """
+    deadline = time.monotonic() + timeout
+    while alive := [process for process in processes if not _ended(process)]:
+        if time.monotonic() > deadline:
+            break
+        time.sleep(_POLL_SECONDS)
+    return alive
+
+
+def _ended(process: psutil.Process) -> bool:
+    try:
+        if not process.is_running():
+            return True
+        if process.status() != psutil.STATUS_ZOMBIE:
+            return False
+    except psutil.NoSuchProcess:
+        return True
+    with suppress(ChildProcessError):  # ours: it shall not stay in the process table
+        os.waitpid(process.pid, os.WNOHANG)
+    return True
+
+
 def kill(processes: Sequence[psutil.Process]) -> None:
     """Ends processes that did not end when asked, and waits for them. psutil compares start times: never another one."""
     for process in processes:
-        try:
+        with suppress(psutil.NoSuchProcess):
             process.kill()
-        except psutil.NoSuchProcess:
-            continue
-    psutil.wait_procs(processes, timeout=_KILL_SECONDS)
+    wait_ended(processes, _KILL_SECONDS)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import sys
 import time
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import click
@@ -21,9 +20,7 @@ def up() -> None:
 
     What runs is kept, what died is started again.
     """
-    from ssl_core.registry.server import ensure_server
-    from ssl_core.services import airflow
-    from ssl_core.services.environment import USER, password, password_file
+    from ssl_core.services.platform import bring_up, links
 
     settings = load_settings()
     console = stderr_console()
@@ -32,21 +29,9 @@ def up() -> None:
     def note(text: str) -> None:
         console.print(f"{time.monotonic() - began:5.1f} s  {text}", style="dim", soft_wrap=True, markup=False)
 
-    def start_mlflow() -> None:
-        ensure_server(settings)
-        note("MLflow answers")
-
-    with ThreadPoolExecutor(1) as pool:
-        mlflow = pool.submit(start_mlflow)
-        started = airflow.start(settings, note)
-        airflow.wait_healthy(settings, note)
-        mlflow.result()
-    note("everything ran already" if not started else "ready")
-    click.echo(f"Airflow  {settings.browser_airflow_url}")
-    secret = password(settings)
-    click.echo(f"         user {USER}, password {secret}" if secret else "         sign in as configured")
-    click.echo(f"         (password in {password_file(settings)})")
-    click.echo(f"MLflow   {settings.browser_mlflow_url}")
+    note("ready" if bring_up(settings, note) else "everything ran already")
+    for title, text in links(settings).items():
+        click.echo(f"{title:8} {text}")
 
 
 @click.command()

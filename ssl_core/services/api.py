@@ -58,23 +58,24 @@ class AirflowApi:
     def task_log(
         self, dag_id: str, run_id: str, task_id: str, try_number: int = 1, *, map_index: int = -1
     ) -> list[str]:
-        """What a task has written so far, one message a line; works while it runs."""
+        """What a task has written so far, one message a line; works while it runs, and is empty before it does."""
         parts = ["dags", dag_id, "dagRuns", run_id, "taskInstances", task_id, "logs", str(try_number)]
         path = "/".join(quote(part, safe="") for part in parts)
         # JSON, not NDJSON: that one waits for a task which has not started yet.
-        return _messages(self.get(path, map_index=map_index, full_content="true")["content"])
+        answer = self._authorized("GET", path, query={"map_index": map_index, "full_content": "true"}, missing_ok=True)
+        return [] if answer.status_code == 404 else _messages(self._parsed(answer, path)["content"])
 
     def _json(self, method: str, path: str, *, query: dict[str, Any] | None = None, body: Any = None) -> Any:
         return self._parsed(self._authorized(method, path, query=query, body=body), path)
 
-    def _authorized(self, method: str, path: str, **request: Any) -> requests.Response:
+    def _authorized(self, method: str, path: str, *, missing_ok: bool = False, **request: Any) -> requests.Response:
         if "Authorization" not in self._session.headers:
             self._sign_in()
         answer = self._send(method, path, **request)
         if answer.status_code == 401:  # the token has run out, or the server got a new secret
             self._sign_in()
             answer = self._send(method, path, **request)
-        return self._checked(answer, path)
+        return answer if missing_ok and answer.status_code == 404 else self._checked(answer, path)
 
     def _sign_in(self) -> None:
         self._session.headers.pop("Authorization", None)

@@ -23,6 +23,22 @@ _LOOPBACK = "127.0.0.1,localhost,::1"
 # Of the surroundings of `ssl-core`: they belong to its own Python, or to another Airflow.
 _NOT_INHERITED = ("PYTHONPATH", "PYTHONHOME", "VIRTUAL_ENV", "AIRFLOW_HOME", "AIRFLOW_CONFIG")
 
+_CHATTY = (
+    "http.access",
+    "airflow.models.dag",
+    "airflow.serialization.definitions.dag",
+    "airflow.dag_processing.dagbag.BundleDagBag",
+    "airflow.dag_processing.manager.DagFileProcessorManager",
+)
+_LOCAL_SETTINGS = '''"""Written by `ssl-core up`; Airflow imports it. Without this line it is yours."""
+
+import logging as _logging
+
+# The API server reads the log of a running task from disk, then asks a log server that does not exist here, and wrote a traceback
+# each time that a browser looks. (Standard loggers are out of reach of [logging] namespace_levels.)
+_logging.getLogger("airflow.utils.log.file_task_handler").setLevel(_logging.CRITICAL)
+'''
+
 
 def airflow_home(settings: Settings) -> Path:
     """Where Airflow keeps its database, logs and secrets."""
@@ -96,7 +112,7 @@ def environment(settings: Settings) -> Environment:
             place="AIRFLOW__API__PORT",
             next_step=f"export SSL_AIRFLOW_PORT={port} instead",
         )
-    shared = _shared_secrets(home)
+    shared = _prepare_home(home)
     defaults = _airflow_defaults(settings)
     public = {k: v for k, v in defaults.items() if not _set_by_user(k)} | _platform(settings)
     return Environment(public, {k: v for k, v in shared.items() if not _set_by_user(k)})
@@ -116,7 +132,7 @@ def _platform(settings: Settings) -> dict[str, str]:
         "SSL_PROJECTS_DIR": str(expand(settings.projects_dir)),
         "SSL_AIRFLOW_PORT": str(settings.airflow_port),
         "SSL_AIRFLOW_URL": settings.browser_airflow_url,
-        "SSL_JOB_PYTHON": settings.job_python,
+        "SSL_JOB_PYTHON": settings.job_interpreter,
         "MLFLOW_TRACKING_URI": settings.tracking_url,
         "AIRFLOW_HOME": str(airflow_home(settings)),
         "AIRFLOW_CONFIG": str(airflow_home(settings) / "airflow.cfg"),
@@ -165,17 +181,19 @@ def _airflow_defaults(settings: Settings) -> dict[str, str]:
             "parsing_processes": 1,
             "print_stats_interval": 0,
         },
+        # On a busy machine, or while the API server starts again, a task waits for it rather than failing.
+        "workers": {"execution_api_timeout": 60, "execution_api_retries": 10, "execution_api_retry_wait_max": 15},
         "logging": {
             "colored_console_log": False,
-            # A line for each request of an open browser tab; a traceback each time that the log of a running task is
-            # looked at, because no log server is asked for it (the file is read from disk).
-            "namespace_levels": "http.access=WARNING airflow.utils.log.file_task_handler=CRITICAL",
+            # A line for each request of an open browser tab, and several for each DAG file whenever it is looked at.
+            "namespace_levels": " ".join(f"{name}=WARNING" for name in _CHATTY),
         },
     }  # fmt: skip
     return {f"AIRFLOW__{s.upper()}__{k.upper()}": str(v) for s, keys in sections.items() for k, v in keys.items()}
 
 
-def _shared_secrets(home: Path) -> dict[str, str]:
+def _prepare_home(home: Path) -> dict[str, str]:
+    """Makes the folder and what belongs into it before the first start; returns the shared secrets."""
     try:
         home.mkdir(parents=True, exist_ok=True)
         home.chmod(0o700)  # database, logs and the configuration file that Airflow writes may hold secrets
@@ -189,6 +207,7 @@ def _shared_secrets(home: Path) -> dict[str, str]:
                 "AIRFLOW__API__SECRET_KEY": secrets.token_urlsafe(32),
             },
         )
+        _write_local_settings(home / "config" / "airflow_local_settings.py")
         content: dict[str, str] = json.loads(file.read_text())
     except OSError as error:
         raise UserError(
@@ -199,6 +218,13 @@ def _shared_secrets(home: Path) -> dict[str, str]:
             "is damaged", place=str(home / "secrets.json"), next_step="remove it: Airflow's users then sign in again"
         ) from error
     return content
+
+
+def _write_local_settings(file: Path) -> None:
+    file.parent.mkdir(exist_ok=True)
+    ours = _LOCAL_SETTINGS.splitlines()[0]
+    if not file.exists() or file.read_text().startswith(ours):
+        file.write_text(_LOCAL_SETTINGS)
 
 
 def _write_once(file: Path, content: dict[str, str]) -> None:

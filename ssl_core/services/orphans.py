@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from pathlib import Path
 
 import psutil
 
-from ssl_core.daemon import kill
+from ssl_core.daemon import kill, wait_ended
 
 MARKER = "SSL_PLATFORM_ID"
 _ROUNDS = 5
@@ -64,10 +65,7 @@ def end(find: Callable[[], list[psutil.Process]], *, grace: float) -> int:
             break
         ended |= {process.pid for process in processes}
         for process in processes:
-            try:
+            with suppress(psutil.NoSuchProcess):
                 process.terminate()
-            except psutil.NoSuchProcess:
-                continue
-        _, alive = psutil.wait_procs(processes, timeout=grace)
-        kill(alive)
+        kill(wait_ended(processes, grace))
     return len(ended)
