@@ -10,7 +10,7 @@ import socket
 import subprocess
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -102,7 +102,7 @@ class Daemon:
     def pid_file(self) -> Path:
         return self.folder / f"{self.name}.json"
 
-    def lock(self) -> Any:
+    def lock(self) -> AbstractContextManager[None]:
         """A context manager; raises ``UserError`` where the folder cannot be written."""
         return exclusive(self.folder / f"{self.name}.lock")
 

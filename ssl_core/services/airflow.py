@@ -15,6 +15,7 @@ import subprocess
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -82,16 +83,23 @@ def api(settings: Settings) -> AirflowApi:
     return AirflowApi(settings.local_airflow_url, USER, password(settings))
 
 
+def check(settings: Settings) -> Path:
+    """The folder of Airflow's programs. ``UserError`` for what a user must mend before anything can start."""
+    programs = check_environment(settings)
+    _check_port(settings)
+    return programs
+
+
 def start(settings: Settings, note: Note = lambda text: None) -> list[str]:
     """Starts what does not run, and does not wait until it is healthy; returns the names of what was started.
 
     Two callers at once start one of each. Raises ``UserError`` where Airflow's environment is missing or the port is taken,
     ``TryAgain`` where the database cannot be prepared.
     """
-    programs = check_environment(settings)
+    programs = check(settings)
     surroundings = environment(settings)
     with _lock(settings):
-        _check_port(settings)
+        _check_port(settings)  # again: somebody may have started it meanwhile
         missing = [name for name in COMPONENTS if daemon(settings, name).process() is None]
         if missing:
             _end_left_overs(settings, missing, note)
@@ -187,13 +195,13 @@ def stop(settings: Settings, note: Note = lambda text: None, *, keep: tuple[int,
 
     The scheduler goes first, with SIGTERM to its group: it stops at once, and its workers hand the signal to running tasks,
     whose jobs may save a checkpoint. (SIGINT the workers ignore: they would wait for the task's own end.) The API server goes
-    last, so that the tasks can still say how they ended. ``keep``: processes that are spared with their children.
+    after it, so that the tasks can still say how they ended. ``keep``: processes that are spared with their children.
     """
     with _lock(settings):
         stopped = int(_stop(settings, "scheduler", note))
         with ThreadPoolExecutor() as pool:
-            stopped += sum(pool.map(lambda name: _stop(settings, name, note), ("dag-processor", "triggerer")))
-        stopped += int(_stop(settings, "api-server", note))
+            others = [name for name in COMPONENTS if name != "scheduler"]
+            stopped += sum(pool.map(lambda name: _stop(settings, name, note), others))
         left = orphans.end(lambda: orphans.marked(settings.root, but=keep), grace=_LEFT_OVER_SECONDS)
         if left:
             note(f"ended {left} process{'es' if left > 1 else ''} that had been left behind")
@@ -207,7 +215,7 @@ def _stop(settings: Settings, name: str, note: Note) -> bool:
     return ran
 
 
-def _lock(settings: Settings):  # type: ignore[no-untyped-def]
+def _lock(settings: Settings) -> AbstractContextManager[None]:
     return exclusive(airflow_home(settings) / "platform.lock")
 
 
