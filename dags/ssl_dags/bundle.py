@@ -6,9 +6,9 @@ a broken one shows as an import error of its own file and hides no other (one lo
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 from airflow.dag_processing.bundles.base import BaseDagBundle
 
@@ -56,8 +56,8 @@ class ProjectsBundle(BaseDagBundle):
         wanted = {f"{file.name}.py": dag_file(file) for file in sorted(self._projects.glob(_PATTERN)) if file.is_file()}
         for name, text in wanted.items():
             target = self._folder / name
-            if not target.is_file() or target.read_text(encoding="utf-8") != text:
-                temporary = self._folder / f".{name}.{os.getpid()}"
+            if _content(target) != text:
+                temporary = self._folder / f".{uuid4().hex}"  # another process or thread may be at the same file
                 temporary.write_text(text, encoding="utf-8")
                 temporary.replace(target)
         for stale in self._folder.glob("*.py"):
@@ -65,11 +65,19 @@ class ProjectsBundle(BaseDagBundle):
                 stale.unlink(missing_ok=True)
 
 
+def _content(file: Path) -> str | None:
+    try:
+        return file.read_text(encoding="utf-8")
+    except OSError:  # not there yet, or just gone
+        return None
+
+
 def dag_file(project_file: Path) -> str:
     """The DAG file of a project file. It shows the project in the UI's Code tab, and changes whenever the project does."""
     try:
         # Comments only, whatever the file holds: no line of it is ever Python.
-        lines = project_file.read_text(encoding="utf-8", errors="replace").splitlines()
+        text = project_file.read_text(encoding="utf-8", errors="replace")
+        lines = text.replace("\0", "\N{REPLACEMENT CHARACTER}").splitlines()  # NUL may not even be in a comment
     except OSError as error:
         lines = [f"cannot be read: {error.strerror}"]
     return _TEXT.format(path=str(project_file), comment="\n".join(f"#   {line}".rstrip() for line in lines))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -124,7 +125,7 @@ def _field(key: str, value: Any, schema: dict[str, Any], section: str) -> Param:
 
 def _value(key: str, value: Any, project: ProjectConfig) -> Any:
     """A field that takes a number or a word holds text; the schema wants the number."""
-    if isinstance(value, str) and value.isdigit():
+    if isinstance(value, str) and re.fullmatch("[0-9]{1,18}", value):  # a longer one is refused as it stands
         section: Any = project
         for name in key.split(".")[:-1]:
             section = getattr(section, name)

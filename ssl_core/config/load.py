@@ -165,7 +165,7 @@ def _validate(
         return ProjectConfig.model_validate(data)
     except ValidationError as error:
         details = error.errors()
-    given = [any(_without_tags(detail["loc"])[: len(key)] == key for key in set_here) for detail in details]
+    given = [any(_is_of(_without_tags(detail["loc"]), key, lines) for key in set_here) for detail in details]
     problems = [
         _describe(detail, given_by if by_option else place, {} if by_option else lines)
         for detail, by_option in zip(details, given, strict=True)
@@ -174,6 +174,11 @@ def _validate(
         f"correct it in the {given_by}" if all(given) else "mend the file and check it with: ssl-core lint " + place
     )
     raise UserError("\n".join(problems), next_step=next_step)
+
+
+def _is_of(loc: Location, key: Location, lines: Mapping[Location, int]) -> bool:
+    """Whether the override of ``key`` is what is wrong at ``loc``: there, below, or above in a section that it made."""
+    return loc[: len(key)] == key or (key[: len(loc)] == loc and loc not in lines)
 
 
 def _without_tags(loc: Location) -> Location:

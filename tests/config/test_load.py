@@ -109,6 +109,18 @@ def test_an_error_in_an_override_points_at_the_option_not_at_the_file(tmp_path):
     assert f"{broken}:" in str(caught.value)
 
 
+def test_a_section_that_only_an_override_names_is_the_overrides_fault(tmp_path):
+    path = write(tmp_path, GOOD)
+    with pytest.raises(UserError) as caught:
+        load_project(path, parse_overrides(["pretrian.epochs=5"]))
+    assert str(caught.value).startswith("--set: pretrian: unknown key, did you mean `pretrain`?")
+    assert str(path) not in str(caught.value)
+    broken = write(tmp_path, GOOD + "pretrian: {seed: 1}\n")
+    with pytest.raises(UserError, match=r":\d+: pretrian: unknown key") as caught:
+        load_project(broken, parse_overrides(["pretrian.epochs=5"]))
+    assert str(broken) in str(caught.value), "it stands in the file as well"
+
+
 def test_a_project_is_found_by_name_or_path(tmp_path):
     path = write(tmp_path, GOOD, "digits.yaml")
     assert find_project("digits", tmp_path) == path
