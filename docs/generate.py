@@ -1,4 +1,4 @@
-"""Writes docs/project-yaml.md and docs/project.schema.json from the schema: one source of truth.
+"""Writes docs/project-yaml.md and docs/project.schema.json from the schema, and dvc.yaml from the step table.
 
 python docs/generate.py           # write
 python docs/generate.py --check   # exit 1 where the files are out of date
@@ -18,10 +18,12 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
+from ssl_core.cli.dvc_file import chosen_project, dvc_yaml
 from ssl_core.config.project import ProjectConfig
 from ssl_core.config.settings import Settings
 
 DOCS = Path(__file__).parent
+PIPELINE = DOCS.parent / "dvc.yaml"
 
 
 def reference() -> str:
@@ -122,6 +124,7 @@ def main() -> int:
     wanted = {
         DOCS / "project-yaml.md": reference(),
         DOCS / "project.schema.json": json.dumps(ProjectConfig.model_json_schema(), indent=2) + "\n",
+        PIPELINE: dvc_yaml(chosen_project(PIPELINE)),
     }
     stale = [path for path, text in wanted.items() if not path.exists() or path.read_text(encoding="utf-8") != text]
     if "--check" not in sys.argv:

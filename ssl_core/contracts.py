@@ -111,10 +111,15 @@ class StepSpec(Record):
 
 
 class StepStatus(StrEnum):
-    """How a step ended. A step that fails without passing judgement leaves no result."""
+    """How a step ended. A step that fails without passing judgement leaves no result.
+
+    SKIPPED is written only where a file has to stand for every step (`dvc repro`): there was nothing to do, the summary says
+    why, and the outputs are what those after it take instead. No store record has it.
+    """
 
     DONE = "done"
     CHECK_FAILED = "check-failed"
+    SKIPPED = "skipped"
 
 
 class Verdict(StrEnum):
@@ -139,6 +144,7 @@ class StepResult(Record):
     cached: bool = Field(default=False, description="True where an earlier result was returned")
     news: bool = Field(default=True, description="False where nothing came of it that others should wake up for")
     verdict: Verdict | None = Field(default=None, description="The gate's")
+    run_id: str = Field(default="", description="The run that did it: RunContext.run_id")
     started_at: str = ""
     seconds: float = 0.0
 

@@ -90,6 +90,7 @@ def _fresh(
             summary=output.summary,
             news=output.news,
             verdict=output.verdict,
+            run_id=spec.run.run_id,
             started_at=started.isoformat(timespec="seconds"),
             seconds=round(time.monotonic() - clock, 3),
         )
