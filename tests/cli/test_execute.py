@@ -80,6 +80,7 @@ def do(settings, make_project, monkeypatch):
             "thing-maker",
             "x",
             f"{__name__}:{function.__name__}",
+            "Makes a thing.",
             outputs=("thing",),
             config=("name", "pretrain"),
             **fields,
