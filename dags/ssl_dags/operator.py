@@ -172,8 +172,10 @@ class StepOperator(BaseOperator):
                 raise AirflowException("stopped; a retry goes on from what is done")
             text = reason or f"the job ended with {_code(code)}"
             raise (AirflowFailException if code in _NO_RETRY else AirflowException)(text)
+        if code == _FAILED_CHECK and finished.result is None:
+            raise AirflowFailException(reason or "check failed, and there is no report of it; the lines above say more")
         result = self._read(finished.result)
-        if code == _FAILED_CHECK:
+        if code == _FAILED_CHECK or result.status is StepStatus.CHECK_FAILED:
             self._show(result)
             raise AirflowFailException(reason or f"check failed: {result.summary}")
         return result
@@ -215,7 +217,8 @@ class StepOperator(BaseOperator):
             return value
         if not result.news:
             ti.xcom_push("return_value", value)
-            raise AirflowSkipException(f"no news, so nobody is woken: {result.summary.splitlines()[0]}")
+            first_line = result.summary.partition("\n")[0]
+            raise AirflowSkipException(f"no news, so nobody is woken: {first_line}")
         reference = result.outputs.get(self.announces) or self._artifacts(context)[self.announces]
         for asset in self.outlets:
             if isinstance(asset, Asset):

@@ -1,0 +1,102 @@
+"""One order of steps, three ways to walk it: the table, the DAGs with the assets between them, and dvc.yaml."""
+
+from __future__ import annotations
+
+import pytest
+from airflow.sdk import Asset
+
+from ssl_core.pipeline import STEPS, get_step, producer
+from ssl_dags.templates import edges
+from tests.dags.conftest import REPOSITORY
+
+TEMPLATES = ("ingest", "pretrain", "finetune")
+Edges = set[tuple[str, str]]
+
+
+def closure(found: Edges) -> Edges:
+    """Who comes before whom, directly or not."""
+    while True:
+        more = {(a, d) for a, b in found for c, d in found if b == c} - found
+        if not more:
+            return found
+        found = found | more
+
+
+def table_edges() -> Edges:
+    made_from = {(producer(artifact).name, step.name) for step in STEPS for artifact in step.inputs}
+    return made_from | {("resolve", step.name) for step in STEPS if step.name != "resolve"}
+
+
+def within(dag) -> Edges:
+    return {(task.task_id, after) for task in dag.tasks for after in task.downstream_task_ids}
+
+
+def between(dags) -> Edges:
+    """An asset leads from the task that announces it to the first steps of the DAG that it wakes."""
+    makers = {asset.name: task.task_id for dag in dags for task in dag.tasks for asset in task.outlets}
+    return {
+        (makers[asset.name], first)
+        for dag in dags
+        for asset in (dag.schedule or [])
+        if isinstance(asset, Asset)
+        for first in dag.task_dict["resolve"].downstream_task_ids
+    }
+
+
+@pytest.fixture
+def dags(make_dag):
+    return [make_dag(template) for template in TEMPLATES]
+
+
+@pytest.mark.parametrize("template", TEMPLATES)
+def test_within_a_template_the_order_is_the_tables(make_dag, template):
+    dag = make_dag(template)
+    inside = {step.name for step in STEPS if step.template == template} | {"resolve"}
+    assert set(dag.task_dict) == inside
+    assert closure(within(dag)) == closure({(a, b) for a, b in table_edges() if {a, b} <= inside})
+
+
+@pytest.mark.parametrize("template", TEMPLATES)
+def test_resolve_is_the_one_beginning(make_dag, template):
+    dag = make_dag(template)
+    assert [task.task_id for task in dag.roots] == ["resolve"]
+    assert len(dag.leaves) == 1
+
+
+@pytest.mark.parametrize("template", TEMPLATES)
+def test_no_arrow_is_drawn_that_others_imply(template):
+    drawn = set(edges(template))
+    for edge in drawn:
+        assert edge not in closure(drawn - {edge})
+
+
+def test_the_order_of_today(make_dag):
+    """So that the tests above are not two derivations with the same mistake."""
+    orders = {t: [task.task_id for task in make_dag(t).topological_sort()] for t in TEMPLATES}
+    assert orders == {
+        "ingest": ["resolve", "ingest", "validate", "publish"],
+        "pretrain": ["resolve", "pretrain", "register-encoder"],
+        "finetune": ["resolve", "finetune", "evaluate", "register", "gate", "promote"],
+    }
+
+
+def test_dags_and_assets_together_are_the_table(dags):
+    assert between(dags) == {("publish", "pretrain"), ("register-encoder", "finetune")}
+    walked = set().union(*(within(dag) for dag in dags)) | between(dags)
+    assert closure(walked) == closure(table_edges())
+
+
+def test_what_a_step_takes_comes_from_before_it_or_from_resolve(dags):
+    """A DAG run has nothing but what its own tasks made."""
+    for dag in dags:
+        for task in dag.tasks:
+            made = {name for up in task.get_flat_relatives(upstream=True) for name in get_step(up.task_id).outputs}
+            # resolve picks these for a whole run
+            made |= {"dataset", "registered_encoder"} if dag.dag_id != "tiny.ingest" else set()
+            assert set(get_step(task.task_id).inputs) <= made, task.task_id
+
+
+def test_dvc_walks_the_same_graph_up_to_the_gate(dags):
+    graphs = pytest.importorskip("tests.graphs")
+    walked = closure(set().union(*(within(dag) for dag in dags)) | between(dags))
+    assert closure(graphs.dvc_edges(REPOSITORY / "dvc.yaml")) == {(a, b) for a, b in walked if b != "promote"}

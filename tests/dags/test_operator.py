@@ -1,0 +1,478 @@
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from airflow.sdk.exceptions import AirflowException, AirflowFailException, AirflowSkipException
+from airflow.sdk.execution_time.context import OutletEventAccessors
+from airflow.sdk.log import redact
+from structlog.testing import capture_logs
+
+from ssl_core.contracts import RESULT_BYTES_LIMIT, ModelRef, StepResult, StepSpec, StepStatus, Verdict
+from ssl_core.pipeline import STEPS, get_step
+from ssl_dags.runners.base import Finished, Job
+from tests.dags.results import before, reference, result
+
+SECRET = "wJalrXUtnFEMIbPxRfiCY"
+
+
+class Runner:
+    """A runner whose job prints ``lines``, writes ``document`` and ends with ``code``."""
+
+    def __init__(self, document: StepResult | bytes | None, code: int = 0, lines: tuple[str, ...] = ()) -> None:
+        self.document = document.model_dump_json(indent=1).encode() if isinstance(document, StepResult) else document
+        self.code, self.lines = code, lines
+        self.jobs: list[Job] = []
+        self.killed = False
+        self.meanwhile: Any = lambda: None
+
+    @property
+    def spec(self) -> StepSpec:
+        (job,) = self.jobs
+        return StepSpec.model_validate_json(job.spec)
+
+    def run(self, job: Job, on_line: Any) -> Finished:
+        self.jobs.append(job)
+        for line in self.lines:
+            on_line(line)
+        self.meanwhile()
+        return Finished(self.code, self.document)
+
+    def kill(self) -> None:
+        self.killed = True
+
+
+class Task:
+    """One try of a task, and what came of it."""
+
+    def __init__(self, operator: Any, xcoms: Mapping[str, Any], runner: Runner, **given: Any) -> None:
+        self.operator, self.runner = operator, runner
+        self.pushed: dict[str, Any] = {}
+        self.events = OutletEventAccessors()
+        self.log: list[str] = []
+        dag = operator.dag
+        self.context = {
+            "dag": dag,
+            "ti": SimpleNamespace(
+                dag_id=dag.dag_id,
+                run_id="manual__1",
+                task_id=operator.task_id,
+                try_number=given.get("try_number", 1),
+                map_index=-1,
+                xcom_pull=lambda task_ids: xcoms.get(task_ids),
+                xcom_push=self.pushed.__setitem__,
+            ),
+            "dag_run": SimpleNamespace(
+                conf=given.get("conf", {}), triggering_user_name=given.get("user", "ada"), run_type="manual"
+            ),
+            "outlet_events": self.events,
+            "triggering_asset_events": given.get("woken", {}),
+        }
+
+    def run(self) -> Any:
+        with capture_logs() as lines:
+            try:
+                return self.operator.execute(self.context)
+            finally:
+                self.log = [line["event"] % line.get("positional_args", ()) for line in lines]
+
+    def links(self) -> dict[str, str]:
+        return {link.name: link.get_link(self.operator, ti_key=None) for link in self.operator.operator_extra_links}
+
+    def announced(self) -> dict[str, Any]:
+        return {asset.name: self.events[asset].extra for asset in self.events}
+
+
+@pytest.fixture(autouse=True)
+def _outside_airflow(monkeypatch):
+    """Airflow lets its own task process call ``execute``, and nobody else."""
+    monkeypatch.setattr("airflow.sdk.bases.operator.ExecutorSafeguard.test_mode", True)
+
+
+@pytest.fixture
+def make_task(make_dag, monkeypatch):
+    """``make_task("gate", code=1)``: a task of its DAG, all before it done, whose job ends as told."""
+
+    def make(
+        step: str, document: Any = "good", *, code: int = 0, lines=(), changed=None, template="", **given: Any
+    ) -> Task:
+        template = template or get_step(step).template
+        dag = make_dag(template, **given.pop("sections", {}))
+        runner = Runner(result(step, template) if document == "good" else document, code, lines)
+        monkeypatch.setattr("ssl_dags.operator.make_runner", lambda settings: runner)
+        return Task(dag.task_dict[step], before(dag, step, **(changed or {})), runner, **given)
+
+    return make
+
+
+@pytest.fixture
+def told(monkeypatch) -> list[str]:
+    """What ``gate_said`` was called with."""
+    calls: list[str] = []
+    monkeypatch.setattr("ssl_dags.operator.gate_said", lambda dag_id, run_id, task_id, summary: calls.append(summary))
+    return calls
+
+
+# ---- how a job's end becomes a task's
+
+
+def test_a_job_that_went_well_returns_its_references(make_task):
+    task = make_task("pretrain", lines=("epoch 1", "epoch 2"))
+    value = task.run()
+    assert value == result("pretrain").model_dump(mode="json")
+    assert json.loads(json.dumps(value)) == value
+    assert [line for line in task.log if line.startswith("epoch")] == ["epoch 1", "epoch 2"]
+    assert "pretrain did well" in task.log
+    assert task.links() == {"MLflow run": "http://mlflow/pretrain", "Report": "http://report/pretrain"}
+
+
+@pytest.mark.parametrize(
+    ("code", "lines", "again", "said"),
+    [
+        (1, ("Traceback (most recent call last):", "ZeroDivisionError"), True, "exit code 1; the lines above say why"),
+        (2, ("reading", "error: data.source: no such folder", "  next: mend it"), False, "error: data.source: no such folder\n  next: mend it"),
+        (2, (), False, "exit code 2"),
+        (75, ("try again: MLflow does not answer",), True, "try again: MLflow does not answer"),
+        (75, (), True, "exit code 75"),
+        (-9, ("epoch 3",), True, "SIGKILL: out of memory, or ended from outside"),
+        (137, (), True, "SIGKILL"),
+        (-15, (), True, "signal 15"),
+        (127, (), True, "exit code 127"),
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("document", ["good", None], ids=["with result", "without"])
+def test_an_exit_code_says_whether_trying_again_can_help(make_task, code, lines, again, said, document):
+    task = make_task("pretrain", document, code=code, lines=lines)
+    with pytest.raises(AirflowException) as error:
+        task.run()
+    assert isinstance(error.value, AirflowFailException) is not again
+    assert said in str(error.value)
+    assert task.announced() == {}
+
+
+def failed(step: str = "validate", **changes: Any) -> StepResult:
+    return result(step, status=StepStatus.CHECK_FAILED, outputs={}, summary="3 of 9 expectations failed", **changes)
+
+
+def test_a_failed_check_is_final_and_links_to_its_report(make_task):
+    task = make_task("validate", failed(), code=3, lines=("check failed: 3 of 9 expectations failed", "  next: look"))
+    with pytest.raises(AirflowFailException) as error:
+        task.run()
+    assert str(error.value) == "check failed: 3 of 9 expectations failed\n  next: look"
+    assert task.links() == {"MLflow run": "http://mlflow/validate", "Report": "http://report/validate"}
+    assert "3 of 9 expectations failed" in task.log
+
+
+def test_a_failed_check_whose_job_said_nothing_is_told_by_its_summary(make_task):
+    with pytest.raises(AirflowFailException, match="3 of 9 expectations failed"):
+        make_task("validate", failed(), code=3).run()
+
+
+def test_a_failed_check_without_a_report_is_final_too(make_task):
+    task = make_task("validate", None, code=3, lines=("check failed: 3 of 9 expectations failed",))
+    with pytest.raises(AirflowFailException, match="3 of 9 expectations failed"):
+        task.run()
+    assert task.links() == {"MLflow run": "", "Report": ""}
+
+
+def test_a_failed_check_is_no_success_whatever_the_exit_code(make_task):
+    with pytest.raises(AirflowFailException, match="3 of 9 expectations failed"):
+        make_task("validate", failed()).run()
+
+
+def test_the_last_error_is_the_reason(make_task):
+    lines = ("error: the first, which was dealt with", "going on", "error: the last", "  next: mend it")
+    with pytest.raises(AirflowFailException) as error:
+        make_task("pretrain", code=2, lines=lines).run()
+    assert str(error.value) == "error: the last\n  next: mend it"
+
+
+BAD_RESULTS = {
+    "none": (None, "wrote no result"),
+    "empty": (b"", "is not one"),
+    "no JSON": (b"\xff\xfe{", "is not one"),
+    "a list": (b"[]", "is not one"),
+    "a word too much": (result("pretrain").model_dump_json()[:-1].encode() + b', "secret": 1}', "is not one"),
+    "another step's": (result("register-encoder"), "of step register-encoder"),
+    "without outputs": (result("pretrain", outputs={}), "without encoder"),
+    "too large": (result("pretrain", summary="x" * 3 * RESULT_BYTES_LIMIT), "bytes"),
+}
+
+
+@pytest.mark.parametrize(("document", "said"), BAD_RESULTS.values(), ids=BAD_RESULTS.keys())
+def test_a_result_is_checked_before_anybody_may_use_it(make_task, document, said):
+    task = make_task("pretrain", document)
+    with pytest.raises(AirflowException, match=said) as error:
+        task.run()
+    assert not isinstance(error.value, AirflowFailException), "a defect, perhaps of one try"
+    assert task.pushed == {}
+
+
+def test_a_program_that_is_not_there_is_nothing_to_try_again(make_task):
+    task = make_task("pretrain")
+    task.runner.meanwhile = lambda: (_ for _ in ()).throw(
+        FileNotFoundError(2, "No such file or directory", "/no/python")
+    )
+    with pytest.raises(AirflowFailException) as error:
+        task.run()
+    assert "/no/python" in str(error.value)
+    assert "SSL_JOB_PYTHON" in str(error.value)
+
+
+def test_what_was_done_before_says_so(make_task):
+    task = make_task("pretrain", result("pretrain", cached=True))
+    task.run()
+    assert "pretrain: unchanged, done before" in task.log
+
+
+# ---- stopped from outside
+
+
+def test_a_stop_reaches_the_job(make_task):
+    task = make_task("pretrain", None, code=-15)
+    task.runner.meanwhile = task.operator.on_kill
+    with pytest.raises(AirflowException, match="stopped; a retry goes on") as error:
+        task.run()
+    assert task.runner.killed
+    assert not isinstance(error.value, AirflowFailException)
+
+
+def test_a_stop_before_the_job_was_started_starts_none(make_task):
+    task = make_task("pretrain")
+    task.operator.on_kill()
+    with pytest.raises(AirflowException, match="stopped before"):
+        task.run()
+    assert task.runner.jobs == []
+
+
+# ---- nothing to do
+
+
+@pytest.mark.parametrize("step", [step.name for step in STEPS if step.needs_labels])
+def test_without_labels_there_is_nothing_to_fine_tune(make_task, step):
+    resolved = result("resolve", "finetune")
+    resolved = resolved.model_copy(update={"outputs": resolved.outputs | {"dataset": reference("dataset", labelled=0)}})
+    task = make_task(step, changed={"resolve": resolved})
+    with pytest.raises(AirflowSkipException, match="no labels yet"):
+        task.run()
+    assert task.runner.jobs == []
+    assert task.announced() == {}
+
+
+@pytest.mark.parametrize("step", ["pretrain"])
+def test_a_reused_encoder_is_not_pretrained_again(make_task, step):
+    resolved = result("resolve", "pretrain")
+    resolved = resolved.model_copy(
+        update={"outputs": resolved.outputs | {"registered_encoder": reference("registered_encoder")}}
+    )
+    with pytest.raises(AirflowSkipException, match="reused"):
+        make_task(step, changed={"resolve": resolved}).run()
+
+
+# ---- who is woken
+
+
+@pytest.mark.parametrize(
+    ("step", "asset", "artifact"),
+    [("publish", "dataset", "dataset"), ("register-encoder", "encoder", "registered_encoder"), ("promote", "model", "registered_model")],
+)  # fmt: skip
+def test_the_event_carries_the_reference(make_task, step, asset, artifact):
+    task = make_task(step)
+    assert task.run()
+    assert task.announced() == {f"tiny/{asset}": reference(artifact).model_dump(mode="json")}
+
+
+@pytest.mark.parametrize("step", ["publish", "register-encoder", "promote"])
+@pytest.mark.parametrize("summary", ["unchanged: tiny@v1\nmore", ""])
+def test_without_news_nobody_is_woken_and_the_result_is_kept(make_task, step, summary):
+    task = make_task(step, result(step, news=False, summary=summary))
+    with pytest.raises(AirflowSkipException, match="no news") as error:
+        task.run()
+    assert summary.partition("\n")[0] in str(error.value)
+    assert task.pushed == {"return_value": result(step, news=False, summary=summary).model_dump(mode="json")}
+    assert task.announced() == {}
+    assert task.links()["MLflow run"] == f"http://mlflow/{step}"
+
+
+@pytest.mark.parametrize("step", ["resolve", "ingest", "validate"])
+def test_other_steps_announce_nothing(make_task, step):
+    task = make_task(step, template="ingest")
+    task.run()
+    assert task.announced() == {}
+
+
+# ---- what a job gets
+
+
+@pytest.mark.parametrize("step", [step.name for step in STEPS if step.name != "resolve"])
+def test_a_job_gets_the_frozen_configuration_and_exactly_its_inputs(make_task, step):
+    task = make_task(step, try_number=2)
+    task.run()
+    spec = task.runner.spec
+    assert spec.step == step
+    assert spec.project == {}
+    assert spec.config == reference("config")
+    assert spec.inputs == {name: reference(name) for name in get_step(step).inputs}
+    assert spec.request is None
+    run = spec.run
+    assert (run.run_id, run.user, run.orchestrator) == (f"{run.dag_id}/manual__1", "ada", "airflow")
+    assert (run.dag_id, run.task_id, run.try_number) == (f"tiny.{get_step(step).template}", step, 2)
+    assert task.runner.jobs[0].step == step
+    assert task.runner.jobs[0].labels == {
+        "ssl.dag_id": run.dag_id, "ssl.run_id": "manual__1", "ssl.task_id": step, "ssl.map_index": "-1", "ssl.try": "2",
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("template", ["ingest", "pretrain", "finetune"])
+def test_resolve_gets_the_project_and_what_the_run_asks_for(make_task, template):
+    task = make_task("resolve", template=template, sections={"description": "Digits", "pretrain": {"epochs": 9}})
+    task.run()
+    spec = task.runner.spec
+    assert spec.config is None
+    assert spec.inputs == {}
+    assert spec.project["name"] == "tiny"
+    assert spec.project["description"] == "Digits"
+    assert spec.project["pretrain"]["epochs"] == 9
+    assert spec.request.model_dump() == {
+        "template": template,
+        "dataset": "latest",
+        "encoder_version": "",
+        "woken_by": "",
+    }
+
+
+def test_the_trigger_form_holds_for_this_run(make_task):
+    conf = {"dataset": "v2", "encoder_version": "7", "task.labels": "50", "overrides": {"evaluate": {"draws": 5}}}
+    task = make_task("resolve", template="finetune", conf=conf)
+    task.run()
+    spec = task.runner.spec
+    assert (spec.request.dataset, spec.request.encoder_version) == ("v2", "7")
+    assert spec.project["task"]["labels"] == 50
+    assert spec.project["evaluate"]["draws"] == 5
+    assert "task.labels = 50, for this run only" in task.log
+    assert "evaluate.draws = 5, for this run only" in task.log
+
+
+@pytest.mark.parametrize(
+    ("conf", "said"),
+    [
+        ({"task.label": "50"}, "did you mean `task.labels`"),
+        ({"overrides": {"pretrain": {"epochs": -1}}}, "trigger form: pretrain.epochs"),
+        ({"overrides": {"name": "other"}}, "this DAG is of tiny"),
+    ],
+)
+def test_a_wrong_trigger_is_final_and_names_the_key(make_task, conf, said):
+    task = make_task("resolve", template="finetune", conf=conf)
+    with pytest.raises(AirflowFailException) as error:
+        task.run()
+    assert said in str(error.value)
+    assert task.runner.jobs == []
+
+
+def test_a_project_file_that_broke_stops_resolve_and_nothing_else(make_task, projects):
+    """A run in progress has its configuration in the store."""
+    for text in ("name: [", "name: other\ndata: {source: sample://digits}\n", None):
+        for step in (step.name for step in STEPS):
+            task = make_task(step, template=get_step(step).template or "pretrain")
+            path = projects / "tiny.yaml"
+            path.unlink() if text is None else path.write_text(text)
+            if step == "resolve":
+                with pytest.raises(AirflowFailException, match=r"tiny\.yaml"):
+                    task.run()
+                assert task.runner.jobs == []
+            else:
+                task.run()
+                assert task.runner.spec.config == reference("config")
+
+
+def test_an_input_that_nobody_made_is_named(make_task):
+    """A task of a run whose earlier task was marked as success by hand."""
+    task = make_task("register-encoder", changed={"pretrain": result("pretrain", outputs={})})
+    with pytest.raises(AirflowFailException, match="nothing before it made encoder"):
+        task.run()
+
+
+def test_who_has_triggered_it_or_what(make_task):
+    task = make_task("pretrain", user=None)
+    task.run()
+    assert task.runner.spec.run.user == "manual"
+
+
+def events(*extras: Any) -> list[SimpleNamespace]:
+    return [SimpleNamespace(extra=extra) for extra in extras]
+
+
+def encoder(version: str) -> dict[str, Any]:
+    return reference("registered_encoder", version=version).model_dump(mode="json")
+
+
+def test_the_newest_of_the_encoders_that_woke_the_run(make_task):
+    """Events coalesce, in any order; ten is newer than nine; anybody may post an event."""
+    garbage = [None, {}, {"version": "99"}, "text", encoder("8") | {"version": "newest"}, encoder("8") | {"more": 1}]
+    woken = {"tiny/encoder": events(encoder("9"), encoder("10"), *garbage), "other": events(encoder("2"))}
+    task = make_task("resolve", template="finetune", woken=woken)
+    task.run()
+    assert task.runner.spec.request.woken_by == "10"
+    assert ModelRef.model_validate(encoder("10")).version == "10"
+
+
+@pytest.mark.parametrize("woken", [{}, None, {"tiny/encoder": events({"from_rest_api": True})}])
+def test_nothing_woke_it(make_task, woken):
+    task = make_task("resolve", template="finetune", woken=woken)
+    task.run()
+    assert task.runner.spec.request.woken_by == ""
+
+
+def test_a_dataset_wakes_pretraining_without_a_word(make_task):
+    woken = {"tiny/dataset": events(reference("dataset").model_dump(mode="json"))}
+    task = make_task("resolve", template="pretrain", woken=woken)
+    task.run()
+    assert task.runner.spec.request.woken_by == ""
+
+
+# ---- secrets
+
+
+def test_secrets_reach_the_job_and_nothing_else(make_task, monkeypatch):
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", SECRET)
+    monkeypatch.setenv("SSL_WEBHOOK_URL", "http://hooks/token-of-the-hook")
+    monkeypatch.setenv("MY_DATABASE_PASSWORD", "not-for-jobs")
+    task = make_task("publish", lines=("uploading",))
+    value = task.run()
+    (job,) = task.runner.jobs
+    assert job.secrets == {"AWS_SECRET_ACCESS_KEY": SECRET}
+    assert redact(f"key={SECRET}") == "key=***", "Airflow masks it in every log from now on"
+    handed_over = json.dumps([dict(job.environment), job.spec, dict(job.labels), value, task.log, task.announced()])
+    for text in (repr(job), repr(task.operator), handed_over):
+        assert SECRET not in text
+        assert "token-of-the-hook" not in text
+        assert "not-for-jobs" not in text
+    assert job.environment["SSL_HOME"].endswith("/home")
+    assert {"SSL_STORE", "MLFLOW_TRACKING_URI"} <= set(job.environment)
+
+
+# ---- the gate
+
+
+@pytest.mark.parametrize(
+    ("verdict", "summary", "tells"),
+    [
+        (Verdict.PROMOTE, "PROMOTE: better by 3 points", False),
+        (Verdict.REJECT, "REJECT: worse by 3 points", True),
+        (Verdict.NEEDS_HUMAN, "NEEDS_HUMAN: too few samples", True),
+        (Verdict.REJECT, "REJECT: already decided in ledger entry 2: REJECTED for tiny@v1 and this recipe", False),
+        (Verdict.NEEDS_HUMAN, "NEEDS_HUMAN: already decided in ledger entry 2: EXPIRED for tiny@v1 and this recipe", False),
+    ],
+)  # fmt: skip
+def test_somebody_is_told_once_when_the_gate_does_not_promote(make_task, told, verdict, summary, tells):
+    task = make_task("gate", result("gate", verdict=verdict, summary=summary))
+    assert task.run()["verdict"] == verdict
+    assert told == ([summary] if tells else [])
+
+
+def test_steps_without_a_verdict_tell_nobody(make_task, told):
+    make_task("evaluate").run()
+    assert told == []
