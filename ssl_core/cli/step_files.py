@@ -37,13 +37,13 @@ def step_from_files(name: str, project: Path, results: Path, settings: Settings,
     target = results / f"{name}.json"
     _same_project(results, config)
     if step.name == "resolve":
-        target.unlink(missing_ok=True)
+        _forget(target)
         spec = StepSpec(step=name, project=config.model_dump(mode="json"), run=_context())
         return _execute(spec, settings, progress, target)
     resolved = _read(results, get_step("resolve"))
     frozen = _frozen(resolved, results, settings)
     artifacts = _artifacts(step, results)
-    target.unlink(missing_ok=True)
+    _forget(target)
     if step.name == "pretrain" and (reused := _reusable(frozen, settings, progress)):
         artifacts["registered_encoder"] = reused
     if reason := skip_reason(step, artifacts):
@@ -78,6 +78,13 @@ def write_result(result: StepResult, path: Path) -> None:
         temporary.replace(path)
     except OSError as error:
         temporary.unlink(missing_ok=True)
+        raise UserError(f"cannot be written: {error.strerror}", place=str(path)) from error
+
+
+def _forget(path: Path) -> None:
+    try:
+        path.unlink(missing_ok=True)
+    except OSError as error:
         raise UserError(f"cannot be written: {error.strerror}", place=str(path)) from error
 
 
