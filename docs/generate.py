@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import annotated_types
-from pydantic import BaseModel
+from pydantic import BaseModel, SecretStr
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
@@ -113,7 +113,7 @@ def default(field: FieldInfo) -> str:
     if field.is_required():
         return "**required**"
     value = field.get_default(call_default_factory=True)
-    if value in (None, "", ()) or value is PydanticUndefined:
+    if value in (None, "", ()) or value is PydanticUndefined or isinstance(value, SecretStr):
         return ""
     if isinstance(value, tuple):
         value = list(value)

@@ -9,7 +9,7 @@ from typing import Any
 from airflow.sdk import Param
 from pydantic import BaseModel
 
-from ssl_core.config.base import Section
+from ssl_core.config.base import IN_FORM, Section
 from ssl_core.config.project import ProjectConfig
 from ssl_core.errors import UserError, did_you_mean
 
@@ -47,10 +47,11 @@ def form(project: ProjectConfig, template: str) -> dict[str, Param]:
             description_md=f"A version of `{project.name}-encoder` in the registry. Empty: the encoder that woke the run, "
             "else the champion's, else the newest",
         )
-    for name in _SECTIONS[template]:
-        title = f"{name}: {ProjectConfig.model_fields[name].description}"
-        for key, value, schema in _leaves(getattr(project, name), name):
-            fields[key] = _field(key, value, schema, section=title)
+    leaves = [leaf for name in _SECTIONS[template] for leaf in _leaves(getattr(project, name), name)]
+    for key, value, schema in sorted(leaves, key=lambda leaf: not leaf[2]["first"]):  # stable: the rest in its order
+        name = key.partition(".")[0]
+        section = None if schema["first"] else f"{name}: {ProjectConfig.model_fields[name].description}"
+        fields[key] = _field(key, value, schema, section)
     fields["overrides"] = Param(
         {},
         type=["object", "null"],
@@ -94,7 +95,10 @@ def _leaves(section: Section, path: str) -> Iterator[tuple[str, Any, dict[str, A
 
 def _simple(schema: dict[str, Any]) -> dict[str, Any] | None:
     """The JSON schema as one field of a form can hold it; None for lists and mappings, which go into overrides."""
-    text = {"description": schema.get("description", "")}
+    text: dict[str, Any] = {
+        "description": schema.get("description", ""),
+        "first": schema.get("form") == IN_FORM["form"],
+    }
     kinds = schema.get("anyOf", [schema])
     if any(kind.get("type", "string") not in (*_PLAIN, "null") or "$ref" in kind for kind in kinds):
         return None
@@ -112,15 +116,14 @@ def _simple(schema: dict[str, Any]) -> dict[str, Any] | None:
     return text | limits | {"type": [kind, "null"] if "null" in types else kind}
 
 
-def _field(key: str, value: Any, schema: dict[str, Any], section: str) -> Param:
-    rules = {k: v for k, v in schema.items() if k not in ("description", "x-mixed")}
+def _field(key: str, value: Any, schema: dict[str, Any], section: str | None) -> Param:
+    rules = {k: v for k, v in schema.items() if k not in ("description", "first", "x-mixed")}
+    rules |= {"section": section} if section else {}
     words = key.split(".")[1:]
     title = " / ".join(words).replace("_", " ")
     if "x-mixed" in schema:
         value = str(value)
-    return Param(
-        value, title=title[:1].upper() + title[1:], description_md=schema["description"], section=section, **rules
-    )
+    return Param(value, title=title[:1].upper() + title[1:], description_md=schema["description"], **rules)
 
 
 def _value(key: str, value: Any, project: ProjectConfig) -> Any:

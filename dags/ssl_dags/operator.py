@@ -228,7 +228,7 @@ class StepOperator(BaseOperator):
 
 def make_runner(settings: Settings) -> Runner:
     """The runner that the platform settings name: local processes."""
-    return LocalRunner(settings.job_python)
+    return LocalRunner(settings.job_interpreter)
 
 
 def _newest_encoder(context: Mapping[str, Any]) -> str:

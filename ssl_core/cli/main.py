@@ -21,6 +21,7 @@ from ssl_core.errors import StepError, Stopped
 
 # A command's module is imported when the command is called: `ssl-core --help` loads none of them.
 _COMMANDS = {
+    "demo": ("ssl_core.cli.demo:demo", "Start the platform and take a project through Airflow to a champion."),
     "run": ("ssl_core.cli.run:run", "Take a project through every step, in this process."),
     "report": ("ssl_core.cli.report:report", "Did pretraining help? The champion's evaluation."),
     "init": ("ssl_core.cli.init:init", "Look at your data and write a first project file."),

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 from pydantic import BaseModel, ConfigDict
+from pydantic.config import JsonDict
+
+IN_FORM: JsonDict = {"form": "first"}
+"""``json_schema_extra`` of the few fields that a trigger form shows at once; the others wait in their section."""
 
 
 class Section(BaseModel):

@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from ssl_core.config.base import Section
+from ssl_core.config.base import IN_FORM, Section
 from ssl_core.config.encoders import EncoderConfig
 from ssl_core.config.objectives import ObjectiveConfig
 from ssl_core.config.schedule import LimitsConfig, ScheduleConfig
@@ -39,6 +39,7 @@ class DataConfig(Section):
         min_length=1,
         description="A folder (class folders, or files plus labels.csv, or just files), or a bundled sample: "
         "sample://digits, sample://animals. A relative folder is taken from the project file's folder",
+        json_schema_extra=IN_FORM,
     )
     labels: str | None = Field(
         default=None,
@@ -103,7 +104,7 @@ class ExpectationConfig(Section):
 class ValidationConfig(Section):
     """What a dataset version must fulfil. It is judged on the manifest, one row a sample."""
 
-    min_rows: int = Field(default=50, ge=1, description="Fewer samples never pass")
+    min_rows: int = Field(default=50, ge=1, description="Fewer samples never pass", json_schema_extra=IN_FORM)
     max_age_days: float | None = Field(
         default=None, gt=0, description="The newest sample must have arrived within so many days; default: any age"
     )
@@ -116,12 +117,22 @@ class ValidationConfig(Section):
 class PretrainConfig(Section):
     """How the encoder is trained on the unlabeled training images."""
 
-    epochs: int = Field(default=100, ge=1, le=100_000, description="Passes over the training images")
+    epochs: int = Field(
+        default=100, ge=1, le=100_000, description="Passes over the training images", json_schema_extra=IN_FORM
+    )
     batch_size: int = Field(
-        default=256, ge=2, le=65_536, description="Images a step, over all devices; each gives two views"
+        default=256,
+        ge=2,
+        le=65_536,
+        description="Images a step, over all devices; each gives two views",
+        json_schema_extra=IN_FORM,
     )
     learning_rate: float = Field(
-        default=2e-3, gt=0, le=100, description="Peak learning rate of AdamW, reached after the warm-up"
+        default=2e-3,
+        gt=0,
+        le=100,
+        description="Peak learning rate of AdamW, reached after the warm-up",
+        json_schema_extra=IN_FORM,
     )
     weight_decay: float = Field(default=1e-4, ge=0, le=1, description="AdamW's weight decay")
     warmup: float = Field(
@@ -141,6 +152,7 @@ class PretrainConfig(Section):
         description="first: once per recipe, then reuse the registered encoder; always: for every dataset version; "
         "manual: only when asked for (--pretrain, or the DAG triggered by hand), or when there is no encoder yet; "
         "cron: as manual, and by schedule.pretrain",
+        json_schema_extra=IN_FORM,
     )
 
     @field_validator("threads")

@@ -80,7 +80,8 @@ class Settings(BaseSettings):
     public_mlflow_url: str = Field(default="", description="MLflow's address for browser links, where it differs")
     airflow_url: str = Field(default="", description="Airflow's address for browser links; default: the local one")
     job_python: str = Field(
-        default=sys.executable, description="Python of the training environment, for jobs that are local processes"
+        default="",
+        description="Python of the training environment, for jobs that are local processes; default: the one that runs now",
     )
     webhook_url: SecretStr = Field(
         default=SecretStr(""), description="Gets a JSON message where a step, a run or a gate fails; may hold a token"
@@ -127,6 +128,10 @@ class Settings(BaseSettings):
     @property
     def airflow_environment(self) -> Path:
         return self.airflow_venv or Path(sys.prefix).parent / ".venv-airflow"
+
+    @property
+    def job_interpreter(self) -> str:
+        return self.job_python or sys.executable
 
     @property
     def local_airflow_url(self) -> str:

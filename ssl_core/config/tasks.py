@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from ssl_core.config.base import Section
+from ssl_core.config.base import IN_FORM, Section
 
 
 class ImageClassificationConfig(Section):
@@ -14,7 +14,9 @@ class ImageClassificationConfig(Section):
 
     name: Literal["image-classification"] = "image-classification"
     labels: int | Literal["all"] = Field(
-        default="all", description="Label budget of the registered model: so many labelled training images, or all"
+        default="all",
+        description="Label budget of the registered model: so many labelled training images, or all",
+        json_schema_extra=IN_FORM,
     )
     method: Literal["full", "linear"] = Field(
         default="full", description="Train encoder and head (full), or the head on a frozen encoder (linear)"
@@ -29,9 +31,12 @@ class ImageClassificationConfig(Section):
         ge=1,
         le=10_000,
         description="Passes over the training images; more where these are fewer than 100 steps, the least that is taken",
+        json_schema_extra=IN_FORM,
     )
     batch_size: int = Field(default=128, ge=2, le=65_536, description="Images a step, over all devices")
-    learning_rate: float = Field(default=1e-3, gt=0, le=10, description="Peak learning rate of the head")
+    learning_rate: float = Field(
+        default=1e-3, gt=0, le=10, description="Peak learning rate of the head", json_schema_extra=IN_FORM
+    )
     encoder_learning_rate: float = Field(
         default=2e-4, ge=0, le=10, description="Peak learning rate of the encoder (full)"
     )
