@@ -9,7 +9,7 @@ export UV_FIND_LINKS ?= $(shell python3 -m pip config get global.find-links 2>/d
 # TORCH=cpu or TORCH=cu130 picks the build of torch; unset, the package index's default is taken (CUDA on Linux).
 TORCH_BACKEND := $(if $(TORCH),--torch-backend $(TORCH))
 
-.PHONY: setup up down status logs test e2e lint format docs lock clean
+.PHONY: setup demo up down status logs test e2e lint format docs lock clean
 
 setup: $(VENV)/.installed $(AIRFLOW)/.installed
 
@@ -28,6 +28,9 @@ $(AIRFLOW)/.installed: requirements/airflow-dev.txt pyproject.toml $(VENV)/.inst
 	@touch $@
 
 # The platform: Airflow and MLflow on this machine, on loopback. The same as `ssl-core up`, `down`, `status` and `logs`.
+demo: setup
+	@$(BIN)/ssl-core demo
+
 up: setup
 	@$(BIN)/ssl-core up
 
@@ -42,6 +45,7 @@ logs:
 
 test: setup
 	$(BIN)/python -m pytest -n 2 -m "not e2e"
+	$(AIRFLOW)/bin/python -m pytest -n 2 -m "not e2e"
 
 e2e: setup
 	$(BIN)/python -m pytest -m e2e
@@ -51,7 +55,7 @@ lint: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/lint-imports
+	PYTHONPATH=dags $(BIN)/lint-imports
 	$(BIN)/ssl-core lint projects/*.yaml
 
 format: setup
