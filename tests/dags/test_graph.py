@@ -8,6 +8,7 @@ from airflow.sdk import Asset
 from ssl_core.pipeline import STEPS, get_step, producer
 from ssl_dags.templates import edges
 from tests.dags.conftest import REPOSITORY
+from tests.graphs import dvc_edges
 
 TEMPLATES = ("ingest", "pretrain", "finetune")
 Edges = set[tuple[str, str]]
@@ -97,6 +98,5 @@ def test_what_a_step_takes_comes_from_before_it_or_from_resolve(dags):
 
 
 def test_dvc_walks_the_same_graph_up_to_the_gate(dags):
-    graphs = pytest.importorskip("tests.graphs")
     walked = closure(set().union(*(within(dag) for dag in dags)) | between(dags))
-    assert closure(graphs.dvc_edges(REPOSITORY / "dvc.yaml")) == {(a, b) for a, b in walked if b != "promote"}
+    assert closure(dvc_edges(REPOSITORY / "dvc.yaml")) == {(a, b) for a, b in walked if b != "promote"}

@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import tempfile
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -62,6 +63,7 @@ class LocalRunner:
                 encoding="utf-8",
                 errors="backslashreplace",
             )
+            threading.Thread(target=self._end_with_job, daemon=True).start()
             if self._killed:  # asked for while the process was being started
                 self.kill()
             try:
@@ -76,7 +78,7 @@ class LocalRunner:
     def kill(self) -> None:
         """SIGTERM to the whole group, and SIGKILL to what is left of it three seconds later."""
         self._killed = True
-        if self._process is None:
+        if self._process is None or self._process.returncode is not None:
             return
         self._signal(signal.SIGTERM)
         deadline = time.monotonic() + _GRACE_SECONDS
@@ -84,6 +86,16 @@ class LocalRunner:
         while time.monotonic() < deadline and self._group_lives():
             time.sleep(0.05)
         self._signal(signal.SIGKILL)
+
+    def _end_with_job(self) -> None:
+        """What a job left running may hold the pipe that its lines come from, and the task with it: it ends with the job."""
+        assert self._process is not None
+        if hasattr(os, "waitid"):
+            try:
+                os.waitid(os.P_PID, self._process.pid, os.WEXITED | os.WNOWAIT)  # its exit code is left to `run`
+            except ChildProcessError:  # `run` was quicker
+                return
+            self._signal(signal.SIGKILL)
 
     def _signal(self, number: int) -> None:
         assert self._process is not None
