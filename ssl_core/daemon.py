@@ -82,6 +82,13 @@ class Record:
             return None
         return process if same else None
 
+    def replaced(self) -> bool:
+        """Whether its number belongs to another process by now (and not to itself, ended or not)."""
+        try:
+            return abs(psutil.Process(self.pid).create_time() - self.started) >= 1
+        except psutil.Error:
+            return False
+
 
 @dataclass(frozen=True)
 class Daemon:

@@ -94,7 +94,9 @@ def test_a_process_that_got_the_number_is_not_touched(daemon: Daemon) -> None:
         daemon.folder.mkdir()
         started = psutil.Process(other.pid).create_time() - 100
         daemon.pid_file.write_text(json.dumps({"pid": other.pid, "started": started}))
-        assert daemon.written() is not None
+        written = daemon.written()
+        assert written is not None
+        assert written.replaced()
         assert daemon.record() is None
         assert not daemon.stop(1)
         assert other.poll() is None

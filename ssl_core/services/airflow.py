@@ -20,8 +20,6 @@ from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 
-import psutil
-
 from ssl_core.config.settings import Settings
 from ssl_core.daemon import Daemon, exclusive, free_port, port_taken
 from ssl_core.errors import StepError, TryAgain, UserError
@@ -223,7 +221,7 @@ def _end_left_overs(settings: Settings, names: list[str], note: Note) -> None:
     """A killed scheduler leaves its workers and their tasks, which the next one would not know."""
     for name in names:
         record = daemon(settings, name).written()
-        if record is None or psutil.pid_exists(record.pid):
+        if record is None or record.replaced():
             continue
         of_it = orphans.of_session(record.pid)
         left = orphans.end(lambda: [p for p in orphans.marked(settings.root) if of_it(p)], grace=_LEFT_OVER_SECONDS)  # noqa: B023

@@ -34,9 +34,11 @@ _LOCAL_SETTINGS = '''"""Written by `ssl-core up`; Airflow imports it. Without th
 
 import logging as _logging
 
-# The API server reads the log of a running task from disk, then asks a log server that does not exist here, and wrote a traceback
-# each time that a browser looks. (Standard loggers are out of reach of [logging] namespace_levels.)
-_logging.getLogger("airflow.utils.log.file_task_handler").setLevel(_logging.CRITICAL)
+# The API server reads the log of a running task from disk, then asks a log server that does not exist here, and wrote a
+# traceback each time that a browser looks. (A level would not do: Airflow resets it when it configures logging.)
+_logging.getLogger("airflow.utils.log.file_task_handler").addFilter(
+    lambda record: record.getMessage() != "Could not read served logs"
+)
 '''
 
 
