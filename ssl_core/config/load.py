@@ -165,7 +165,7 @@ def _validate(
         return ProjectConfig.model_validate(data)
     except ValidationError as error:
         details = error.errors()
-    given = [any(_is_of(_without_tags(detail["loc"]), key, lines) for key in set_here) for detail in details]
+    given = [any(_is_of(_location(detail), key, lines) for key in set_here) for detail in details]
     problems = [
         _describe(detail, given_by if by_option else place, {} if by_option else lines)
         for detail, by_option in zip(details, given, strict=True)
@@ -181,13 +181,18 @@ def _is_of(loc: Location, key: Location, lines: Mapping[Location, int]) -> bool:
     return loc[: len(key)] == key or (key[: len(loc)] == loc and loc not in lines)
 
 
+def _location(detail: ErrorDetails) -> Location:
+    """The key at fault; where two sections were compared (``elsewhere``), the one that the rule names."""
+    return tuple(detail["ctx"]["key"].split(".")) if detail["type"] == "elsewhere" else _without_tags(detail["loc"])
+
+
 def _without_tags(loc: Location) -> Location:
     """pydantic adds validators and union tags to a location; a user's file has no such key."""
     return tuple(part for part in loc if not (isinstance(part, str) and part.startswith(("function-", "tagged-"))))
 
 
 def _describe(detail: ErrorDetails, place: str, lines: Mapping[Location, int]) -> str:
-    loc = _without_tags(detail["loc"])
+    loc = _location(detail)
     kind, message = detail["type"], detail["msg"]
     at = loc
     while at and at not in lines:
@@ -198,7 +203,7 @@ def _describe(detail: ErrorDetails, place: str, lines: Mapping[Location, int]) -
         message = f"unknown key{hint}"
     elif kind == "missing":
         message = "is required"
-    else:
+    elif kind != "elsewhere":
         message = message.removeprefix("Value error, ").removeprefix("Input ").removeprefix("String ")
         shown = re.sub(r"://[^@/\s]*@", "://***@", repr(detail["input"]))  # a password must not reach a log
         message = f"{message}, got {shown if len(shown) <= 60 else shown[:57] + '...'}"

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any, Literal
 
 from pydantic import Field, field_validator, model_validator
+from pydantic_core import PydanticCustomError
 
 from ssl_core.config.base import IN_FORM, Section
 from ssl_core.config.encoders import EncoderConfig
@@ -234,8 +235,8 @@ class ProjectConfig(Section):
 
     @model_validator(mode="after")
     def _cron_and_when_agree(self) -> ProjectConfig:
-        if (self.pretrain.when == "cron") != (self.schedule.pretrain is not None):
-            raise ValueError(
-                "`pretrain.when: cron` and a cron in `schedule.pretrain` go together: give both or neither"
-            )
+        if self.pretrain.when == "cron" and self.schedule.pretrain is None:
+            raise PydanticCustomError("elsewhere", "cron needs a cron in `schedule.pretrain`", {"key": "pretrain.when"})
+        if self.pretrain.when != "cron" and self.schedule.pretrain is not None:
+            raise PydanticCustomError("elsewhere", "a cron needs `pretrain.when: cron`", {"key": "schedule.pretrain"})
         return self

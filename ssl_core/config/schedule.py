@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from zoneinfo import ZoneInfo
 
 from pydantic import Field, field_validator
@@ -32,10 +33,16 @@ class ScheduleConfig(Section):
     def _is_cron(cls, value: str | None) -> str | None:
         if value is None or value in PRESETS:
             return value
-        from croniter import croniter
+        from croniter import CroniterBadDateError, croniter
 
-        if len(value.split()) != _CRON_FIELDS or not croniter.is_valid(value):
+        # croniter also knows `R`, a minute or hour drawn anew at each reading.
+        random = re.search(r"(?<![a-z])r(?![a-z])", value, re.IGNORECASE)
+        if len(value.split()) != _CRON_FIELDS or random or not croniter.is_valid(value):
             raise ValueError(f"is no cron of five fields, such as '0 3 * * 1', nor one of {', '.join(PRESETS)}")
+        try:
+            croniter(value).get_next()
+        except CroniterBadDateError:
+            raise ValueError("is a cron whose day never comes") from None
         return value
 
     @field_validator("timezone")
@@ -43,7 +50,7 @@ class ScheduleConfig(Section):
     def _is_timezone(cls, value: str) -> str:
         try:
             ZoneInfo(value)
-        except (ValueError, OSError) as error:  # an unknown zone, or a name that is no file name
+        except (KeyError, ValueError, OSError) as error:  # an unknown zone, or a name that is no file name
             raise ValueError("is no known time zone, such as UTC or Europe/Berlin") from error
         return value
 
