@@ -21,9 +21,11 @@ $(VENV)/.installed: requirements/training-dev.txt pyproject.toml
 	@touch $@
 	@echo "ready: $(BIN)/ssl-core run projects/digits.yaml"
 
+# Upgraded in place: a platform that runs from it goes on. Compiled now: at the first start four processes would each
+# compile the same files.
 $(AIRFLOW)/.installed: requirements/airflow-dev.txt pyproject.toml $(VENV)/.installed
-	@$(BIN)/uv venv -q --clear -p $(BIN)/python $(AIRFLOW)
-	$(BIN)/uv pip install -q -p $(AIRFLOW) -r requirements/airflow-dev.txt
+	@test -x $(AIRFLOW)/bin/python || $(BIN)/uv venv -q --clear -p $(BIN)/python $(AIRFLOW)
+	$(BIN)/uv pip install -q -p $(AIRFLOW) --compile-bytecode -r requirements/airflow-dev.txt
 	$(BIN)/uv pip install -q -p $(AIRFLOW) --no-deps --no-build-isolation -e .
 	@touch $@
 
