@@ -97,7 +97,12 @@ def status(as_json: bool) -> None:
     click.echo(f"MLflow   {server.url}")
     state = "healthy" if server.healthy else "starting" if server.running else "not running"
     click.echo(f"  {'server':14} {state:17} {f'process {server.pid}' if server.pid else ''}".rstrip())
-    if not healthy:
+    port = airflow.running_port(settings)
+    if port not in (None, settings.airflow_port):
+        click.echo(
+            f"  next: this home's Airflow runs on port {port}: export SSL_AIRFLOW_PORT={port}, or stop it: ssl-core down"
+        )
+    elif not healthy:
         click.echo("  next: ssl-core up")
     sys.exit(0 if healthy else 1)
 

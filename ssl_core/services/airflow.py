@@ -181,6 +181,12 @@ def status(settings: Settings) -> list[ComponentStatus]:
     return found
 
 
+def running_port(settings: Settings) -> int | None:
+    """The port that this home's Airflow was started on; None where nothing of it runs."""
+    records = (daemon(settings, name).record() for name in COMPONENTS)
+    return next((int(record.extra.get("port", 0)) for record in records if record is not None), None)
+
+
 def _newer(heartbeat: str | None, started: float) -> bool:
     try:
         return heartbeat is not None and datetime.fromisoformat(heartbeat).timestamp() > started
@@ -240,10 +246,8 @@ def _check_port(settings: Settings) -> None:
             place="SSL_AIRFLOW_PORT",
             next_step=f"export SSL_AIRFLOW_PORT={free_port(settings.airflow_port)}",
         )
-    ports = {int(r.extra.get("port", 0)) for n in COMPONENTS if (r := daemon(settings, n).record())}
-    other = ports - {settings.airflow_port}
-    if other:
-        port = other.pop()
+    port = running_port(settings)
+    if port not in (None, settings.airflow_port):
         raise UserError(
             f"the Airflow of {settings.root} runs on port {port}, not {settings.airflow_port}",
             place="SSL_AIRFLOW_PORT",

@@ -13,7 +13,7 @@ from pathlib import Path
 import ssl_core
 from ssl_core.config.settings import Settings, expand
 from ssl_core.errors import UserError
-from ssl_core.services.orphans import MARKER
+from ssl_core.services.orphans import MARKER, marker
 
 AIRFLOW_VERSION = "3.3.2"
 USER = "admin"
@@ -129,7 +129,7 @@ def _platform(settings: Settings) -> dict[str, str]:
     """Where the platform's things are, absolute: these processes work in another folder than the user."""
     no_proxy = ",".join(part for part in (os.environ.get("no_proxy") or os.environ.get("NO_PROXY"), _LOOPBACK) if part)
     found = {
-        MARKER: str(settings.root),
+        MARKER: marker(settings.root),
         "SSL_HOME": str(settings.root),
         "SSL_PROJECTS_DIR": str(expand(settings.projects_dir)),
         "SSL_AIRFLOW_PORT": str(settings.airflow_port),

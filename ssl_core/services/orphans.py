@@ -15,6 +15,11 @@ MARKER = "SSL_PLATFORM_ID"
 _ROUNDS = 5
 
 
+def marker(home: Path) -> str:
+    """The value of ``MARKER`` for this home: the same by whatever way it is reached."""
+    return str(home.resolve())
+
+
 def marked(home: Path, *, but: Iterable[int] = ()) -> list[psutil.Process]:
     """This user's processes whose environment names ``home`` as their platform.
 
@@ -29,12 +34,12 @@ def marked(home: Path, *, but: Iterable[int] = ()) -> list[psutil.Process]:
             spared |= {pid, *(child.pid for child in kept.children(recursive=True))}
         except psutil.Error:
             continue
-    found = []
+    found, wanted = [], marker(home)
     for process in psutil.process_iter():
         try:
             if process.pid in spared or process.uids().real != os.getuid() or process.status() == psutil.STATUS_ZOMBIE:
                 continue
-            if process.environ().get(MARKER) == str(home):
+            if process.environ().get(MARKER) == wanted:
                 found.append(process)
         except (psutil.Error, OSError):
             continue

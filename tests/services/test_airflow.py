@@ -194,8 +194,14 @@ def test_a_taken_port_names_a_free_one(local: Settings, foreign: int) -> None:
     assert not (local.root / "airflow" / "calls").exists(), "nothing was started"
 
 
-def test_another_port_while_it_runs_is_refused(local: Settings) -> None:
+def test_another_port_while_it_runs_is_refused(local: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
     airflow.start(local)
+    airflow.wait_healthy(local)
+    monkeypatch.setenv("SSL_HOME", str(local.home))
+    monkeypatch.setenv("SSL_AIRFLOW_PORT", "1234")
+    found = CliRunner().invoke(main, ["status"])
+    assert found.exit_code == 1
+    assert f"export SSL_AIRFLOW_PORT={local.airflow_port}" in found.output
     with pytest.raises(UserError, match=f"runs on port {local.airflow_port}, not 1234") as caught:
         airflow.start(local.model_copy(update={"airflow_port": 1234}))
     assert f"export SSL_AIRFLOW_PORT={local.airflow_port}" in caught.value.next_step
@@ -268,6 +274,13 @@ def test_a_process_without_the_marker_or_above_us_is_spared(local: Settings) -> 
         assert kept.poll() is not None
         assert other.poll() is None
         other.kill()
+
+
+def test_a_home_reached_through_a_link_is_the_same(local: Settings, tmp_path: Path) -> None:
+    (tmp_path / "link").symlink_to(local.root)
+    airflow.start(local)
+    assert len(orphans.marked(tmp_path / "link")) >= 4
+    assert airflow.stop(local.model_copy(update={"home": tmp_path / "link"})) >= 4
 
 
 def test_secrets_are_made_once_for_the_owner_only(local: Settings) -> None:
