@@ -19,7 +19,7 @@ $(VENV)/.installed: requirements/training-dev.txt pyproject.toml
 	$(BIN)/uv pip install -q -p $(VENV) $(TORCH_BACKEND) -r requirements/training-dev.txt
 	$(BIN)/uv pip install -q -p $(VENV) --no-deps --no-build-isolation -e .
 	@touch $@
-	@echo "ready: $(BIN)/ssl-core run projects/digits.yaml"
+	@echo "ready: make demo, or $(BIN)/ssl-core run projects/digits.yaml"
 
 # Upgraded in place: a platform that runs from it goes on. Compiled now: at the first start four processes would each
 # compile the same files.
