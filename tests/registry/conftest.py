@@ -16,7 +16,17 @@ from safetensors.torch import save_file
 
 from ssl_core.config.project import ProjectConfig
 from ssl_core.config.settings import Settings
-from ssl_core.contracts import ArtifactRef, DatasetRef, GateReport, ModelRef, Ref, RunContext, StepResult, StepStatus
+from ssl_core.contracts import (
+    ArtifactRef,
+    DatasetRef,
+    GateReport,
+    ModelRef,
+    Ref,
+    RunContext,
+    RunRequest,
+    StepResult,
+    StepStatus,
+)
 from ssl_core.evaluation.predictions import make_predictions, write_predictions
 from ssl_core.models.classifier import build_classifier, save_classifier
 from ssl_core.models.embed import embed
@@ -130,6 +140,7 @@ class World:
         inputs: dict[str, Ref],
         key: str = "",
         project: ProjectConfig | None = None,
+        request: RunRequest | None = None,
     ) -> StepResult:
         self.runs += 1
         key = key or f"{name}-{self.runs}"
@@ -143,7 +154,7 @@ class World:
             out.mkdir()
             made = function(StepContext(
                 project=project, settings=self.settings, inputs=inputs, run=run, key=key, out=out, store=self.store,
-                checkpoints=self.store.checkpoints("tiny", name, key), tracker=tracker,
+                checkpoints=self.store.checkpoints("tiny", name, key), tracker=tracker, request=request,
             ))  # fmt: skip
             refs = {
                 title: ArtifactRef(kind=o.kind, uri=f"tiny/{name}/{key}/out/{o.path}", sha256=path_sha256(out / o.path), producer=f"{name}/{key}")
@@ -158,6 +169,8 @@ class World:
                 metrics=made.metrics,
                 links=made.links,
                 summary=made.summary,
+                news=made.news,
+                verdict=made.verdict,
             )
             self.store.publish("tiny", result, out)
         return result
@@ -230,6 +243,7 @@ class World:
         result = self.step("gate", gate.run, inputs, project=project)
         ref = result.outputs["gate_report"]
         report = GateReport.model_validate_json(self.store.fetch(ref).read_bytes())
+        assert result.verdict is report.verdict, "the result says what the report says"
         return report, {k: inputs[k] for k in ("registered_encoder", "registered_model")} | {"gate_report": ref}
 
     def promote(self, inputs: dict[str, Ref]) -> StepResult:
