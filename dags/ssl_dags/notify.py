@@ -14,6 +14,8 @@ from dataclasses import asdict, dataclass
 from typing import Any
 from urllib.parse import quote, urlsplit
 
+from airflow.sdk.log import redact
+
 from ssl_core.config.settings import Settings
 
 log = logging.getLogger("ssl_dags.notify")
@@ -55,7 +57,7 @@ def send(notice: Notice) -> bool:
     url = settings.webhook_url.get_secret_value()
     if not url:
         return False
-    if urlsplit(url).scheme not in ("http", "https"):
+    if not _is_web(url):
         log.error("SSL_WEBHOOK_URL is no http or https address; nothing was sent")
         return False
     body = json.dumps(asdict(notice) | {"text": notice.text}).encode()
@@ -65,6 +67,13 @@ def send(notice: Notice) -> bool:
             return 200 <= answer.status < 300
     except Exception as error:  # the address may hold a token: it is not repeated
         log.error("the webhook did not take the notice: %s", type(error).__name__)
+        return False
+
+
+def _is_web(url: str) -> bool:
+    try:
+        return urlsplit(url).scheme in ("http", "https")
+    except ValueError:  # no address at all
         return False
 
 
@@ -93,4 +102,5 @@ def gate_said(dag_id: str, run_id: str, task_id: str, summary: str) -> None:
 
 def _notice(event: str, dag_id: str, run_id: str, task_id: str, reason: str) -> Notice:
     url = run_url(Settings(), dag_id, run_id, task_id)
-    return Notice(event, dag_id.partition(".")[0], dag_id, run_id, task_id, reason, url)
+    # What Airflow masks in its logs does not go out through the webhook either.
+    return Notice(event, dag_id.partition(".")[0], dag_id, run_id, task_id, str(redact(reason)), url)

@@ -259,7 +259,7 @@ wait()
     assert end.result(20).exit_code == -signal.SIGKILL
     assert took < 4, "Airflow ends the worker five seconds after it asked"
     assert took > 2.5, "a last checkpoint needs its three seconds"
-    assert all(gone(pid, 1) for pid in pids)
+    assert all(gone(pid, 5) for pid in pids)
 
 
 def test_what_a_polite_job_leaves_is_ended_too(started):
@@ -276,7 +276,7 @@ wait()
     child = printed.pid("child")
     runner.kill()
     assert end.result(20).exit_code == 75
-    assert gone(child, 1)
+    assert gone(child, 5)
 
 
 def test_a_job_that_ended_takes_what_it_left_with_it(started):
@@ -289,7 +289,7 @@ say("done")
 """)
     child = printed.pid("child")
     assert end.result(20) == Finished(0, None)
-    assert gone(child, 1)
+    assert gone(child, 5)
     assert "done" in printed.lines
 
 
@@ -309,7 +309,7 @@ def test_an_interrupted_runner_leaves_no_job(program):
 
     with pytest.raises(TimeoutError):
         LocalRunner(program(PRELUDE + 'say("job", os.getpid()); wait()')).run(Job("ingest", "{}"), on_line)
-    assert gone(printed.pid("job"), 2)
+    assert gone(printed.pid("job"), 5)
 
 
 def test_a_kill_after_the_end_harms_nobody(program):
