@@ -6,12 +6,19 @@ from pathlib import Path
 
 import pytest
 
-from ssl_core.contracts import ArtifactRef
-from ssl_core.pipeline import STEPS, config_slice, get_step, step_key
+from ssl_core.contracts import ArtifactRef, DatasetRef
+from ssl_core.pipeline import STEPS, config_slice, get_step, producer, skip_reason, step_key
 
 
 def artifact(sha: str) -> ArtifactRef:
     return ArtifactRef(kind="x", uri="a/b", sha256=sha, producer="p/k")
+
+
+def dataset(labelled: int) -> DatasetRef:
+    return DatasetRef(
+        kind="dataset", name="tiny", tag="tiny@v1", revision="r", path="tiny/data", md5="m.dir", remote="/remote",
+        sha256="d", producer="publish/k", rows=90, labelled=labelled, classes=3,
+    )  # fmt: skip
 
 
 def test_every_input_is_made_by_an_earlier_step():
@@ -20,6 +27,42 @@ def test_every_input_is_made_by_an_earlier_step():
         assert set(step.inputs) <= made, step.name
         made |= set(step.outputs)
     assert len(made) == sum(len(step.outputs) for step in STEPS), "two steps make the same artifact"
+
+
+def test_the_producer_of_an_artifact_is_the_one_step_that_lists_it():
+    for step in STEPS:
+        for artifact_name in step.outputs:
+            assert producer(artifact_name) is step
+    assert producer("registered_encoder").name == "register-encoder"
+    with pytest.raises(KeyError):
+        producer("nope")
+
+
+PRETRAIN = {"pretrain", "register-encoder"}
+WITH_LABELS = {"finetune", "evaluate", "register", "gate", "promote"}
+
+
+@pytest.mark.parametrize(
+    ("artifacts", "skipped"),
+    [
+        ({}, set()),
+        ({"dataset": dataset(9)}, set()),
+        ({"dataset": dataset(0)}, WITH_LABELS),
+        ({"dataset": dataset(9), "registered_encoder": artifact("r")}, PRETRAIN),
+        ({"dataset": dataset(0), "registered_encoder": artifact("r")}, PRETRAIN | WITH_LABELS),
+        # An encoder of this very run: it was trained, so registering it is not left out when it is asked again.
+        ({"dataset": dataset(9), "encoder": artifact("e"), "registered_encoder": artifact("r")}, set()),
+        ({"candidate": dataset(0)}, set()),
+    ],
+)
+def test_what_has_nothing_to_do(artifacts, skipped):
+    assert {step.name for step in STEPS if skip_reason(step, artifacts)} == skipped
+
+
+def test_why_a_step_has_nothing_to_do():
+    reused = skip_reason(get_step("pretrain"), {"registered_encoder": artifact("r")})
+    assert reused == "the registered encoder of this recipe is reused"
+    assert "no labels yet" in skip_reason(get_step("finetune"), {"dataset": dataset(0)})
 
 
 def test_functions_exist_as_named():

@@ -1,3 +1,4 @@
+import json
 import os
 import signal
 import threading
@@ -6,13 +7,14 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+from pydantic import ValidationError
 
 from ssl_core.cli.execute import execute
-from ssl_core.contracts import RunContext, StepSpec, StepStatus
+from ssl_core.contracts import ArtifactRef, RunContext, RunRequest, StepSpec, StepStatus, Verdict
 from ssl_core.errors import CheckFailed, TryAgain, UserError
 from ssl_core.pipeline import Step
 from ssl_core.step import NoTracker, Output, StepContext, StepOutput
-from ssl_core.store import Store
+from ssl_core.store import Store, path_sha256
 
 calls: list[str] = []
 outside = {"fingerprint": "a", "holds": True}
@@ -23,6 +25,11 @@ def make(ctx: StepContext) -> StepOutput:
     (ctx.out / "made").mkdir()
     (ctx.out / "made" / "x.txt").write_text(str(ctx.project.pretrain.epochs))
     return StepOutput({"thing": Output("thing", "made")}, metrics={"a": 1.0}, summary="made")
+
+
+def judge(ctx: StepContext) -> StepOutput:
+    assert ctx.request == RunRequest(template="finetune", dataset="v3")
+    return StepOutput(news=False, verdict=Verdict.REJECT)
 
 
 def refuse(ctx: StepContext) -> StepOutput:
@@ -68,6 +75,13 @@ def no_run(*_arguments):
     yield NoTracker()
 
 
+def frozen(settings, project) -> ArtifactRef:
+    """The configuration as resolve leaves it in the store."""
+    store, uri = store_of(settings), "tiny/resolve/k/out/config.json"
+    store.write(uri, json.dumps(project).encode())
+    return ArtifactRef(kind="config", uri=uri, sha256=path_sha256(Path(store.path(uri))), producer="resolve/k")
+
+
 @pytest.fixture
 def do(settings, make_project, monkeypatch):
     """``do(function, **step fields)``: executes a step of this file."""
@@ -75,7 +89,7 @@ def do(settings, make_project, monkeypatch):
     outside.update(fingerprint="a", holds=True)
     monkeypatch.setattr("ssl_core.registry.tracking.open_run", no_run)
 
-    def run(function, epochs=1, **fields):
+    def run(function, epochs=1, by_reference=False, **fields):
         row = Step(
             "thing-maker",
             "x",
@@ -86,10 +100,9 @@ def do(settings, make_project, monkeypatch):
             **fields,
         )
         monkeypatch.setattr("ssl_core.cli.execute.get_step", lambda name: row)
-        project = make_project(pretrain={"epochs": epochs})
-        return execute(
-            StepSpec(step="thing-maker", project=project.model_dump(mode="json"), run=RunContext(run_id="r")), settings
-        )
+        project = make_project(pretrain={"epochs": epochs}).model_dump(mode="json")
+        given = {"config": frozen(settings, project)} if by_reference else {"project": project}
+        return execute(StepSpec(step="thing-maker", run=RunContext(run_id="r"), **given), settings)
 
     return run
 
@@ -178,3 +191,54 @@ def test_missing_inputs_and_unknown_steps_are_named(settings, make_project):
         execute(StepSpec(step="nope", project=project, run=RunContext(run_id="r")), settings)
     with pytest.raises(UserError, match="pretrain needs dataset"):
         execute(StepSpec(step="pretrain", project=project, run=RunContext(run_id="r")), settings)
+
+
+def test_the_frozen_configuration_is_the_configuration(do, settings):
+    whole, named = do(make, epochs=3), do(make, epochs=3, by_reference=True)
+    assert named.cached, "the same configuration is the same key, however it was given"
+    assert named.outputs == whole.outputs
+    assert do(make, epochs=4, by_reference=True).key != whole.key
+    assert (store_of(settings).fetch(named.outputs["thing"]) / "x.txt").read_text() == "3"
+
+
+def test_a_frozen_configuration_that_is_gone_changed_or_broken(settings, make_project):
+    project = make_project().model_dump(mode="json")
+    ref = frozen(settings, project)
+    spec = StepSpec(step="ingest", config=ref, run=RunContext(run_id="r"))
+    frozen(settings, project | {"owner": "somebody else"})
+    with pytest.raises(TryAgain, match="differs from its digest"):
+        execute(spec, settings)
+    store_of(settings).remove(ref.uri)
+    with pytest.raises(TryAgain, match="missing from the store"):
+        execute(spec, settings)
+    broken = StepSpec(step="ingest", config=frozen(settings, {"name": "tiny"}), run=RunContext(run_id="r"))
+    with pytest.raises(UserError, match="the run's frozen configuration: data: is required"):
+        execute(broken, settings)
+
+
+def test_a_spec_has_one_configuration(settings, make_project):
+    project = make_project().model_dump(mode="json")
+    run = RunContext(run_id="r")
+    for given in ({}, {"project": {}}, {"project": project, "config": frozen(settings, project)}):
+        with pytest.raises(ValidationError, match="give either project or config"):
+            StepSpec(step="ingest", run=run, **given)
+    with pytest.raises(ValidationError, match="template"):
+        RunRequest(template="resolve")
+
+
+def test_the_request_reaches_the_step_and_news_and_verdict_reach_the_result(do, settings, make_project):
+    assert do(make).news is True
+    assert do(make).verdict is None
+    row = Step("thing-maker", "x", f"{__name__}:judge", "Judges.", config=("name",))
+    spec = StepSpec(
+        step="thing-maker",
+        project=make_project().model_dump(mode="json"),
+        run=RunContext(run_id="r7"),
+        request=RunRequest(template="finetune", dataset="v3"),
+    )
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("ssl_core.cli.execute.get_step", lambda name: row)
+        result = execute(spec, settings)
+    assert (result.news, result.verdict, result.run_id) == (False, Verdict.REJECT, "r7")
+    kept = store_of(settings).result("tiny", "thing-maker", result.key)
+    assert kept == result, "and the record of it"
