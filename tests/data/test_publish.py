@@ -51,6 +51,7 @@ def make_step(
 def test_each_change_is_a_version(make_step: Callable[..., StepContext], settings: Settings) -> None:
     ctx = make_step(1)
     first = publish.run(ctx)
+    assert first.news
     assert first.summary == "tiny@v1: 1,000 samples, the first version; 1 labelled, 2 classes"
     assert isinstance(ctx.tracker, NoTracker)
     assert ctx.tracker.logged_tags["dataset.version"] == "tiny@v1"
@@ -58,12 +59,14 @@ def test_each_change_is_a_version(make_step: Callable[..., StepContext], setting
     assert second.summary.startswith("tiny@v2: 2,000 samples, +1,000 since tiny@v1;")
     assert second.outputs["dataset"] == DataRepository(settings).latest("tiny")
     assert second.metrics["rows"] == 2000
+    assert second.news
 
 
 def test_running_again_gives_the_same_version(make_step: Callable[..., StepContext], settings: Settings) -> None:
     ctx = make_step(1)
     first, again = publish.run(ctx), publish.run(ctx)
     assert first.outputs == again.outputs
+    assert (first.news, again.news) == (True, False), "nobody wakes up for a version that was there"
     assert "unchanged" in again.summary
     assert len(DataRepository(settings).versions("tiny")) == 1
 

@@ -34,7 +34,9 @@ def test_first_champion_and_its_successor(world: World) -> None:
     report, given = world.gate(first)
     assert report.verdict is Verdict.PROMOTE
     assert report.champion_version is None
-    assert "version 1 is the champion" in world.promote(given).summary
+    promoted = world.promote(given)
+    assert "version 1 is the champion" in promoted.summary
+    assert promoted.news
     assert world.aliases() == {"champion": "1"}
     assert world.aliases("tiny-encoder") == {"champion": "1"}
 
@@ -55,7 +57,9 @@ def test_first_champion_and_its_successor(world: World) -> None:
     again, given = world.gate(world.register("c", right=200, dataset=2))
     assert again.verdict is Verdict.PROMOTE
     assert "already decided in ledger entry 2" in again.reasons[0]
-    assert "nothing new" in world.promote(given).summary
+    promoted = world.promote(given)
+    assert "nothing new" in promoted.summary
+    assert not promoted.news
     assert world.aliases()["champion"] == "2"
     assert len(ledger(world).entries()) == 2
 
@@ -64,7 +68,9 @@ def test_a_worse_challenger_is_rejected_and_recorded(world: World) -> None:
     world.promote(world.gate(world.register("a", right=180))[1])
     report, given = world.gate(world.register("b", right=120, dataset=2))
     assert report.verdict is Verdict.REJECT
-    assert "was rejected" in world.promote(given).summary
+    rejected = world.promote(given)
+    assert "was rejected" in rejected.summary
+    assert not rejected.news, "the champion is the one of before"
     assert world.aliases() == {"champion": "1"}
     assert [e.action for e in ledger(world).entries()] == ["PROMOTED", "REJECTED"]
     with pytest.raises(UserError, match="the gate rejected it"):
@@ -83,7 +89,9 @@ def test_a_person_decides_by_digest(world: World, make_project: Callable[..., An
     report, given = world.gate(world.register("a", right=150), project=human)
     assert report.verdict is Verdict.NEEDS_HUMAN
     digest = given["gate_report"].sha256
-    summary = world.promote(given).summary
+    waiting = world.promote(given)
+    assert not waiting.news
+    summary = waiting.summary
     assert f"ssl-core promote tiny --approve {digest[:12]}" in summary
     assert ledger(world).entries() == []
     assert world.aliases() == {"challenger": "1"}
