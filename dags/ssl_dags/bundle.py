@@ -6,6 +6,7 @@ a broken one shows as an import error of its own file and hides no other (one lo
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -14,7 +15,10 @@ from airflow.dag_processing.bundles.base import BaseDagBundle
 
 from ssl_core.config.settings import Settings
 
+log = logging.getLogger(__name__)
+
 _PATTERN = "*.y*ml"
+_MOST_CHARACTERS = 1_000_000
 _TEXT = '''"""Airflow DAGs of one project; written by ssl_dags.bundle, gone when its project file is gone."""
 
 from ssl_dags.templates import render
@@ -56,10 +60,15 @@ class ProjectsBundle(BaseDagBundle):
         wanted = {f"{file.name}.py": dag_file(file) for file in sorted(self._projects.glob(_PATTERN)) if file.is_file()}
         for name, text in wanted.items():
             target = self._folder / name
-            if _content(target) != text:
-                temporary = self._folder / f".{uuid4().hex}"  # another process or thread may be at the same file
-                temporary.write_text(text, encoding="utf-8")
+            if _content(target) == text:
+                continue
+            temporary = self._folder / f".{uuid4().hex}"  # another process or thread may be at the same file
+            temporary.write_text(text, encoding="utf-8")
+            try:
                 temporary.replace(target)
+            except OSError as error:  # a name too long for this disk: the other projects are still served
+                temporary.unlink()
+                log.error("no DAGs for %s: %s", name, error.strerror)
         for stale in self._folder.glob("*.py"):
             if stale.name not in wanted:
                 stale.unlink(missing_ok=True)
@@ -76,7 +85,8 @@ def dag_file(project_file: Path) -> str:
     """The DAG file of a project file. It shows the project in the UI's Code tab, and changes whenever the project does."""
     try:
         # Comments only, whatever the file holds: no line of it is ever Python.
-        text = project_file.read_text(encoding="utf-8", errors="replace")
+        with project_file.open(encoding="utf-8", errors="replace") as file:
+            text = file.read(_MOST_CHARACTERS)  # a larger file is no project file, and rendering says so
         lines = text.replace("\0", "\N{REPLACEMENT CHARACTER}").splitlines()  # NUL may not even be in a comment
     except OSError as error:
         lines = [f"cannot be read: {error.strerror}"]

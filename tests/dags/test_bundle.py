@@ -149,3 +149,10 @@ def test_a_crash_leaves_no_half_written_dag_file(bundle, load, write_project, mo
     bag = load()
     assert bag.import_errors == {}
     assert len(bag.dags) == 3
+
+
+def test_a_file_name_that_no_disk_takes_hides_no_other(bundle, write_project, projects):
+    (projects / ("x" * 250 + ".yaml")).write_text("name: long\n")  # with .py behind it, over 255 bytes
+    write_project("short")
+    bundle.refresh()
+    assert {path.name for path in bundle.path.iterdir()} == {"short.yaml.py"}

@@ -71,8 +71,11 @@ class LocalRunner:
                 while line := self._process.stdout.readline(_LONGEST_LINE):
                     on_line(line.rstrip())
                 code = self._process.wait()
+            except BaseException:  # Airflow's time-out: the job may still save a checkpoint
+                self.kill()
+                raise
             finally:
-                self._signal(signal.SIGKILL)  # what the job left running, or the job itself where we were interrupted
+                self._signal(signal.SIGKILL)  # what the job left running
             return Finished(code, result.read_bytes() if result.is_file() else None)
 
     def kill(self) -> None:

@@ -299,7 +299,7 @@ def test_a_job_that_is_asked_to_end_before_it_began_does_not_stay(started):
     assert end.result(20).exit_code < 0
 
 
-def test_an_interrupted_runner_leaves_no_job(program):
+def test_an_interrupted_runner_leaves_no_job(program, tmp_path):
     """As by Airflow's time-out, which is an exception in the worker's main thread."""
     printed = Printed()
 
@@ -307,9 +307,19 @@ def test_an_interrupted_runner_leaves_no_job(program):
         printed(line)
         raise TimeoutError
 
+    asked = tmp_path / "asked"
+    source = f"""
+def bow(number, frame):
+    open({str(asked)!r}, "w").write(str(number))
+    sys.exit(75)
+signal.signal(signal.SIGTERM, bow)
+say("job", os.getpid())
+wait()
+"""
     with pytest.raises(TimeoutError):
-        LocalRunner(program(PRELUDE + 'say("job", os.getpid()); wait()')).run(Job("ingest", "{}"), on_line)
+        LocalRunner(program(PRELUDE + source)).run(Job("ingest", "{}"), on_line)
     assert gone(printed.pid("job"), 5)
+    assert asked.read_text() == str(int(signal.SIGTERM)), "it was asked first, and could save a checkpoint"
 
 
 def test_a_kill_after_the_end_harms_nobody(program):
