@@ -16,3 +16,12 @@ def airflow(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Platform]:
         yield platform
     finally:
         platform.cli("down")
+
+
+@pytest.fixture(scope="session")
+def shapes(airflow: Platform) -> str:
+    """A project that was ingested by a trigger and went the rest of the way by asset events alone, to a champion."""
+    airflow.show("shapes")
+    airflow.chain("shapes")
+    airflow.champion("shapes")
+    return "shapes"

@@ -51,7 +51,7 @@ def test_from_nothing_to_a_champion_and_an_unchanged_second_run(tmp_path):
     assert platform.cli("down").strip() == "nothing was running"
 
 
-def test_ctrl_c_stops_the_watching_and_the_next_demo_goes_on(airflow):
+def test_ctrl_c_stops_the_watching_and_the_next_demo_goes_on_whatever_dies(airflow):
     airflow.write("watched", LONG)
     process = airflow.start("demo", "watched")
     read_until(process, "epoch")
@@ -61,26 +61,19 @@ def test_ctrl_c_stops_the_watching_and_the_next_demo_goes_on(airflow):
     assert "no longer watching; Airflow goes on" in output
     assert "Traceback" not in output
     assert airflow.cli("status"), "the services still run"
+
     again = airflow.start("demo", "watched")
-    text = read_until(again, "watched.finetune")
-    rest, _ = again.communicate(timeout=300)
-    assert again.returncode in (0, 3), text + rest
+    text = read_until(again, "epoch")
     assert "goes on from before" in text
-    assert len(airflow.runs("watched.pretrain")) == 1, "the pretraining that was under way was followed, not repeated"
-
-
-def test_services_killed_during_the_demo_are_started_again(airflow):
-    airflow.write("rough", LONG)
-    process = airflow.start("demo", "rough")
-    text = read_until(process, "epoch")
     os.kill(airflow.pid("api-server"), signal.SIGKILL)
     mlflow = int(re.search(r"process (\d+)", airflow.cli("mlflow", "status"))[1])
     os.killpg(mlflow, signal.SIGKILL)
-    text += read_until(process, "starting again")
-    output, _ = process.communicate(timeout=400)
-    assert process.returncode in (0, 3), text + output
+    text += read_until(again, "starting again")
+    output, _ = again.communicate(timeout=400)
+    assert again.returncode in (0, 3), text + output  # 3: so few images that the gate leaves the champion to a person
     assert "Traceback" not in text + output
-    assert airflow.runs("rough.finetune")[-1]["state"] == "success"
+    assert airflow.runs("watched.finetune")[-1]["state"] == "success"
+    assert len(airflow.runs("watched.pretrain")) == 1, "the pretraining that was under way was followed, not repeated"
 
 
 def test_a_broken_project_file_is_named_at_once(airflow):

@@ -85,8 +85,8 @@ class Walk:
         """The trigger form, from the project's schema."""
         self._open(f"/dags/{self._project}.pretrain")
         self._page.get_by_role("button", name="Trigger").first.click()
-        for title in ("Dataset version", "Epochs", "Learning rate"):
-            expect(self._page.get_by_text(title, exact=True).first).to_be_visible()
+        for title in ("Dataset version", "Epochs", "Learning rate"):  # a required field's has a star behind it
+            expect(self._page.get_by_text(title).first).to_be_visible()
         picture = self._picture("form")
         self._page.keyboard.press("Escape")
         return picture
@@ -135,8 +135,7 @@ class Walk:
         self._page.wait_for_load_state("networkidle")
 
     def _picture(self, name: str) -> Path:
-        self._page.wait_for_load_state("networkidle")
-        self._page.wait_for_timeout(500)  # fades and spinners
+        self._page.wait_for_timeout(1500)  # fades and spinners; MLflow's pages never come to rest
         self._folder.mkdir(parents=True, exist_ok=True)
         path = self._folder / f"{name}.png"
         self._page.screenshot(path=path)
