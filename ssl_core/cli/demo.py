@@ -29,7 +29,13 @@ def demo(project: str) -> None:
 
     bring_up(settings, lambda text: notes.print(f"  {text}", style="dim", markup=False, soft_wrap=True))
     view = TerminalView(notes)
-    follower = Follower(airflow.api(settings), config.name, view, lambda: mend(settings, view.note))
+    follower = Follower(
+        airflow.api(settings),
+        config.name,
+        view,
+        lambda: mend(settings, view.note),
+        address=settings.browser_airflow_url,
+    )
     try:
         runs = follower.chain()
     except KeyboardInterrupt:
@@ -40,7 +46,7 @@ def demo(project: str) -> None:
         raise
     finally:
         view.close()
-    _conclude(settings, config.name, runs, links(settings), Console(highlight=False))
+    _conclude(settings, config.name, runs, links(settings) | follower.links(runs), Console(highlight=False))
 
 
 def _conclude(settings: Settings, name: str, runs: list[Run], links: dict[str, str], out: Console) -> None:

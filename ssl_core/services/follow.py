@@ -71,10 +71,16 @@ class View(Protocol):
 
 
 class Follower:
-    """Follows the chain of ``project``. ``heal`` starts again what has died and waits for it; called when in doubt."""
+    """Follows the chain of ``project``. ``heal`` starts again what has died and waits for it; called when in doubt.
 
-    def __init__(self, api: AirflowApi, project: str, view: View, heal: Callable[[], None]) -> None:
+    ``address`` is where a browser finds Airflow, where that differs from the API's.
+    """
+
+    def __init__(
+        self, api: AirflowApi, project: str, view: View, heal: Callable[[], None], *, address: str = ""
+    ) -> None:
         self._api, self._project, self._view, self._heal = api, project, view, heal
+        self._address = (address or api.url).rstrip("/")
         self._looked = time.monotonic()
 
     def chain(self) -> list[Run]:
@@ -91,6 +97,18 @@ class Follower:
                 raise self._failure(run)
             runs.append(run)
         return runs
+
+    def links(self, runs: list[Run]) -> dict[str, str]:
+        """Title to address of what a person wants to see after the chain: the lineage picture, and the model in MLflow."""
+        name = f"{self._project}/model"
+        assets = self._ask(lambda: self._api.get("assets", name_pattern=name, limit=50))["assets"]
+        found: dict[str, str] = {}
+        for asset in assets:
+            if asset["name"] == name:
+                found["Asset graph"] = f"{self._address}/assets/{asset['id']}"
+        for result in (task.result for run in runs for task in run.tasks.values() if task.result is not None):
+            found |= {title: url for title, url in result.links.items() if title in ("Encoder", "Model")}
+        return found
 
     # ---- which run
 
@@ -124,7 +142,7 @@ class Follower:
         return None  # nobody waits for that asset, for example with `pretrain.when: manual`
 
     def _run(self, dag_id: str, run_id: str, how: str) -> Run:
-        return Run(dag_id, run_id, how, f"{self._api.url}/dags/{quote(dag_id)}/runs/{quote(run_id, safe='')}")
+        return Run(dag_id, run_id, how, f"{self._address}/dags/{quote(dag_id)}/runs/{quote(run_id, safe='')}")
 
     def _wait_for_dag(self, dag_id: str) -> None:
         """Until Airflow has read the project file. Raises ``UserError`` with the file's own error where it is broken."""

@@ -37,6 +37,8 @@ def test_from_nothing_to_a_champion_and_an_unchanged_second_run(tmp_path):
         assert f"127.0.0.1:{platform.settings.airflow_port}" in output
         assert f"127.0.0.1:{platform.settings.mlflow_port}" in output
         assert "loss" in output, "training shows its loss while it runs"
+        assert re.search(r"^Asset graph: +http://127.0.0.1:\d+/assets/\d+$", output, re.M)
+        assert re.search(r"^Model: +http://127.0.0.1:\d+/#/models/digits/versions/1", output, re.M)
 
         began = time.monotonic()
         again = platform.cli("demo")
