@@ -4,11 +4,17 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Mapping
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from airflow.sdk import Asset, BaseOperator
-from airflow.sdk.exceptions import AirflowException, AirflowFailException, AirflowSkipException
+from airflow.sdk.exceptions import (
+    AirflowException,
+    AirflowFailException,
+    AirflowRescheduleException,
+    AirflowSkipException,
+)
 from airflow.sdk.log import mask_secret
 from pydantic import ValidationError
 
@@ -29,9 +35,9 @@ from ssl_core.contracts import (
 from ssl_core.errors import StepError, UserError
 from ssl_core.pipeline import get_step, skip_reason
 from ssl_dags.forms import overrides
-from ssl_dags.links import MlflowRunLink, ReportLink
+from ssl_dags.links import MLFLOW_RUN, MlflowRunLink, ReportLink
 from ssl_dags.notify import gate_said, run_url
-from ssl_dags.runners.base import Finished, Job, Runner
+from ssl_dags.runners.base import CannotStart, Finished, Job, Runner
 from ssl_dags.runners.local import LocalRunner
 
 _LAST_WORDS = 40
@@ -75,6 +81,8 @@ class StepOperator(BaseOperator):
 
         def on_line(line: str) -> None:
             words.append(line)
+            if line.strip().startswith(f"{MLFLOW_RUN}: "):  # known before the end, for a task that fails
+                self.links[MLFLOW_RUN] = line.partition(": ")[2].strip()
             (self.log.error if line.startswith(_ERROR_STARTS) else self.log.info)("%s", line)
 
         finished = self._run(spec, context, settings, on_line)
@@ -156,10 +164,10 @@ class StepOperator(BaseOperator):
         job = Job(self.step, spec.model_dump_json(), environment=public, secrets=secret, labels=labels)
         self._runner = make_runner(settings)
         if self._stopped:
-            raise AirflowException("stopped before the job was started")
+            raise AirflowRescheduleException(datetime.now(UTC))
         try:
             return self._runner.run(job, on_line)
-        except OSError as error:
+        except CannotStart as error:
             raise AirflowFailException(f"the job cannot be started: {error}\n  next: check SSL_JOB_PYTHON") from None
 
     # ---- out
@@ -168,8 +176,9 @@ class StepOperator(BaseOperator):
         """The result, checked against its contract; or the exception that tells Airflow whether to try again."""
         code = finished.exit_code
         if code not in (0, _FAILED_CHECK):
-            if self._stopped:
-                raise AirflowException("stopped; a retry goes on from what is done")
+            if self._stopped:  # the platform goes down: no try is lost by that
+                self.log.info("stopped; the task goes on from what is done when Airflow is back")
+                raise AirflowRescheduleException(datetime.now(UTC))
             text = reason or f"the job ended with {_code(code)}"
             raise (AirflowFailException if code in _NO_RETRY else AirflowException)(text)
         if code == _FAILED_CHECK and finished.result is None:
@@ -209,9 +218,7 @@ class StepOperator(BaseOperator):
     def _announce(self, result: StepResult, context: Mapping[str, Any]) -> dict[str, Any]:
         value = result.model_dump(mode="json")
         ti = context["ti"]
-        if result.verdict not in (None, Verdict.PROMOTE) and not result.summary.partition(": ")[2].startswith(
-            "already"
-        ):
+        if result.verdict not in (None, Verdict.PROMOTE) and result.news:
             gate_said(ti.dag_id, ti.run_id, ti.task_id, result.summary)
         if not self.announces:
             return value

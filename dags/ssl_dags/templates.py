@@ -29,19 +29,21 @@ _LONGEST_RETRY_WAIT = timedelta(minutes=30)
 def render(project_file: str) -> dict[str, DAG]:
     """The DAGs of a project file by id. A broken file raises ``UserError``, which the UI shows as the file's import error.
 
-    In a worker a broken or missing file does not matter: a run in progress has its configuration in the store.
+    In a worker a broken, missing or renamed project does not matter: a run in progress has its configuration in the store.
     """
     path = Path(project_file)
     running = get_parsing_context().dag_id
+    project: ProjectConfig | None
     try:
         project = load_project(path)
         _name_is_free(project.name, path)
     except UserError:
         if not running:
             raise
-        project = ProjectConfig.model_validate(
-            {"name": running.partition(".")[0], "data": {"source": "sample://digits"}}
-        )
+        project = None
+    of_run = running.partition(".")[0] if running else ""
+    if project is None or (running and project.name != of_run):
+        project = ProjectConfig.model_validate({"name": of_run, "data": {"source": "sample://digits"}})
     ids = {f"{project.name}.{template}": template for template in TEMPLATES}
     # A task's process builds its own DAG only.
     return {dag_id: build(project, template, path) for dag_id, template in ids.items() if running in (None, dag_id)}
@@ -66,7 +68,7 @@ def build(project: ProjectConfig, template: str, project_file: Path) -> DAG:
             "retries": project.limits.retries,
             "retry_delay": timedelta(seconds=project.limits.retry_seconds),
             "retry_exponential_backoff": 2.0,
-            "max_retry_delay": _LONGEST_RETRY_WAIT,
+            "max_retry_delay": max(_LONGEST_RETRY_WAIT, timedelta(seconds=project.limits.retry_seconds)),
             "execution_timeout": timedelta(hours=project.limits.step_hours),
             "on_failure_callback": notify.step_failed,
         },

@@ -10,6 +10,7 @@ from rich.status import Status
 from ssl_core.cli.common import load_settings, stderr_console
 from ssl_core.config.load import find_project, load_project
 from ssl_core.config.settings import Settings
+from ssl_core.contracts import ModelRef
 from ssl_core.errors import CheckFailed
 from ssl_core.services.follow import Follower, Run, Task
 
@@ -50,24 +51,38 @@ def demo(project: str) -> None:
 
 
 def _conclude(settings: Settings, name: str, runs: list[Run], links: dict[str, str], out: Console) -> None:
-    from ssl_core.evaluation.report import read_evaluation, render
-    from ssl_core.registry.evaluations import find_evaluation
+    """The table, what became of the model, and the links. Raises ``CheckFailed`` where there is no champion in the end."""
+    tasks = runs[-1].tasks
+    model = tasks["register"].result.outputs.get("registered_model") if tasks["register"].result else None
+    said = tasks["promote"].result.summary if tasks["promote"].result else ""
+    champion = True
+    if tasks["finetune"].state == "skipped":
+        said = "there are no labels yet, so there is an encoder and no model"
+    elif isinstance(model, ModelRef):
+        from ssl_core.evaluation.report import read_evaluation, render
+        from ssl_core.registry.evaluations import find_evaluation
 
-    promote = runs[-1].tasks.get("promote")
-    if promote is None or (promote.state == "skipped" and promote.result is None):
-        reason = "there are no labels yet, so there is an encoder and no model"
-    else:
-        reason = promote.result.summary.splitlines()[0] if promote.result else ""
-        found = find_evaluation(settings, name, None)
         out.print()
-        out.print(render(read_evaluation(found.folder)))
-        if found.alias != "champion":
-            raise CheckFailed(f"no champion: {reason}", place=runs[-1].url)
-    out.print(reason, markup=False, soft_wrap=True)
+        out.print(render(read_evaluation(find_evaluation(settings, name, model.version).folder)))
+        champion = has_champion(settings, name)
+    out.print(said, markup=False, soft_wrap=True)
     out.print()
     for title, text in links.items():
         out.print(f"{title + ':':13} {text}", markup=False, soft_wrap=True)
     out.print("\nStop the services: make down. Look again: make demo.", style="dim")
+    if not champion:
+        raise CheckFailed(
+            f"{name} has no champion: {said.splitlines()[0] if said else 'see the gate'}", place=runs[-1].url
+        )
+
+
+def has_champion(settings: Settings, name: str) -> bool:
+    """Whether the registry has a model in use for the project."""
+    from ssl_core.registry import versions
+    from ssl_core.registry.client import connect, mlflow_errors
+
+    with mlflow_errors(settings):
+        return versions.by_alias(connect(settings), name, versions.CHAMPION) is not None
 
 
 class TerminalView:

@@ -106,6 +106,8 @@ def _fresh(
         out = scratch / "out"
         out.mkdir()
         with open_run(settings, project, step, key, spec.run, spec.inputs) as tracker:
+            if tracker.url and spec.run.orchestrator == "airflow":  # the task links to it, however it ends
+                progress.note(f"MLflow run: {tracker.url}")
             context = StepContext(
                 project=project,
                 settings=settings,

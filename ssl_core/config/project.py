@@ -151,7 +151,7 @@ class PretrainConfig(Section):
     when: Literal["first", "always", "manual", "cron"] = Field(
         default="first",
         description="first: once per recipe, then reuse the registered encoder; always: for every dataset version; "
-        "manual: only when asked for (--pretrain, or the DAG triggered by hand), or when there is no encoder yet; "
+        "manual: only when asked for (--pretrain, or the DAG triggered by hand; `ssl-core run` also where there is no encoder yet); "
         "cron: as manual, and by schedule.pretrain",
         json_schema_extra=IN_FORM,
     )

@@ -65,7 +65,10 @@ class LimitsConfig(Section):
         description="Tries after the first, where trying again can help: an outage or a killed process, never bad input",
     )
     retry_seconds: float = Field(
-        default=10, ge=1, le=86_400, description="Wait before the first retry; each further one waits twice as long"
+        default=10,
+        ge=1,
+        le=86_400,
+        description="Wait before the first retry; each further one waits twice as long, up to half an hour",
     )
     step_hours: float = Field(default=24, gt=0, le=8760, description="A step that takes longer is stopped")
     run_hours: float = Field(default=72, gt=0, le=8760, description="A DAG run that takes longer fails")

@@ -85,7 +85,7 @@ def run(ctx: StepContext) -> StepOutput:
     return StepOutput(
         outputs={"gate_report": Output("gate-report", "gate.json")}, metrics=report.metrics,
         links={"Gate report": link} if link else {}, summary=f"{report.verdict.value}: {report.reasons[0]}",
-        verdict=report.verdict,
+        verdict=report.verdict, news="already_decided" not in report.details,
     )  # fmt: skip
 
 

@@ -66,10 +66,12 @@ def run(ctx: StepContext) -> StepOutput:
     ctx.tracker.tags(
         {"ssl.verdict": report.verdict.value, "ssl.action": outcome.entry.action if outcome.entry else "none"}
     )
+    # By this run: a second try finds the entry that the first one wrote before it was cut off.
+    promoted = any(e.action == "PROMOTED" and e.run.run_id == ctx.run.run_id for e in ledger.entries())
     link = version_link(ctx.settings, report.challenger.name, report.challenger.version)
     return StepOutput(
         outputs={"promotion": Output("promotion", "promotion.json")}, links={"Model": link},
-        summary="\n".join([outcome.text, *mended]), news=outcome.entry is not None and outcome.entry.action == "PROMOTED",
+        summary="\n".join([outcome.text, *mended]), news=promoted,
     )  # fmt: skip
 
 

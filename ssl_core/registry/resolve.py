@@ -56,8 +56,8 @@ def _encoder(ctx: StepContext, project: ProjectConfig) -> ModelRef | None:
         client = connect(ctx.settings)
         if request is not None and request.template == "finetune":
             return encoder_to_finetune(client, ctx.store, project.name, request)
-        if request is not None and project.pretrain.when in ("manual", "cron"):
-            return None  # the pretrain DAG runs because somebody, or the cron, asked for it
+        if request is not None and (project.pretrain.when in ("manual", "cron") or request.dataset != "latest"):
+            return None  # the pretrain DAG runs because the cron, or somebody, asked for it; or for just this version
         return reusable_encoder(client, ctx.store, project)
 
 

@@ -51,9 +51,17 @@ class AirflowApi:
 
     def ensure_pool(self, name: str, slots: int, description: str) -> None:
         """Makes the pool unless there is one of that name: what somebody set is left alone."""
-        known = self.get("pools", pool_name_pattern=name, limit=100)["pools"]
-        if all(pool["name"] != name for pool in known):
+        if self._has_pool(name):
+            return
+        try:
             self.post("pools", {"name": name, "slots": slots, "description": description, "include_deferred": False})
+        except UserError:
+            if not self._has_pool(name):  # else somebody made it between the two requests
+                raise
+
+    def _has_pool(self, name: str) -> bool:
+        known = self.get("pools", pool_name_pattern=name, limit=100)["pools"]
+        return any(pool["name"] == name for pool in known)
 
     def task_log(
         self, dag_id: str, run_id: str, task_id: str, try_number: int = 1, *, map_index: int = -1

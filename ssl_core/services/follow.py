@@ -189,7 +189,7 @@ class Follower:
                 return
             if time.monotonic() - self._looked > _LOOK_SECONDS:
                 self._looked = time.monotonic()
-                self._heal()
+                self._mend()
             time.sleep(_POLL_SECONDS)
 
     def _update(self, run: Run, base: str, raw: dict[str, Any]) -> None:
@@ -209,9 +209,9 @@ class Follower:
 
     def _result(self, base: str, task: str) -> StepResult | None:
         try:
-            value = self._api.get(f"{base}/taskInstances/{task}/xcomEntries/return_value")["value"]
+            value = self._ask(lambda: self._api.get(f"{base}/taskInstances/{task}/xcomEntries/return_value"))["value"]
             return StepResult.model_validate_json(value) if isinstance(value, str) else StepResult.model_validate(value)
-        except (StepError, ValueError):  # a skipped task has none
+        except (UserError, ValueError):  # a skipped task has none
             return None
 
     def _new_lines(self, run: Run, task: Task, seen: dict[tuple[str, int], int]) -> Iterator[str]:
@@ -251,5 +251,11 @@ class Follower:
                 if time.monotonic() > deadline:
                     raise
                 self._view.note(f"{error.cause}; looking after the services")
-                self._heal()
+                self._mend()
                 time.sleep(_POLL_SECONDS)
+
+    def _mend(self) -> None:
+        try:
+            self._heal()
+        except TryAgain as error:  # it may start at the next look
+            self._view.note(str(error))

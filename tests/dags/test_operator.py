@@ -6,14 +6,19 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from airflow.sdk.exceptions import AirflowException, AirflowFailException, AirflowSkipException
+from airflow.sdk.exceptions import (
+    AirflowException,
+    AirflowFailException,
+    AirflowRescheduleException,
+    AirflowSkipException,
+)
 from airflow.sdk.execution_time.context import OutletEventAccessors
 from airflow.sdk.log import mask_logs
 from structlog.testing import capture_logs
 
 from ssl_core.contracts import RESULT_BYTES_LIMIT, ModelRef, StepResult, StepSpec, StepStatus, Verdict
 from ssl_core.pipeline import STEPS, get_step
-from ssl_dags.runners.base import Finished, Job
+from ssl_dags.runners.base import CannotStart, Finished, Job
 from tests.dags.results import before, reference, result
 
 SECRET = "wJalrXUtnFEMIbPxRfiCY"
@@ -213,9 +218,7 @@ def test_a_result_is_checked_before_anybody_may_use_it(make_task, document, said
 
 def test_a_program_that_is_not_there_is_nothing_to_try_again(make_task):
     task = make_task("pretrain")
-    task.runner.meanwhile = lambda: (_ for _ in ()).throw(
-        FileNotFoundError(2, "No such file or directory", "/no/python")
-    )
+    task.runner.meanwhile = lambda: (_ for _ in ()).throw(CannotStart("No such file or directory: '/no/python'"))
     with pytest.raises(AirflowFailException) as error:
         task.run()
     assert "/no/python" in str(error.value)
@@ -234,16 +237,15 @@ def test_what_was_done_before_says_so(make_task):
 def test_a_stop_reaches_the_job(make_task):
     task = make_task("pretrain", None, code=-15)
     task.runner.meanwhile = task.operator.on_kill
-    with pytest.raises(AirflowException, match="stopped; a retry goes on") as error:
+    with pytest.raises(AirflowRescheduleException):  # to be run again, and not at the price of a try
         task.run()
     assert task.runner.killed
-    assert not isinstance(error.value, AirflowFailException)
 
 
 def test_a_stop_before_the_job_was_started_starts_none(make_task):
     task = make_task("pretrain")
     task.operator.on_kill()
-    with pytest.raises(AirflowException, match="stopped before"):
+    with pytest.raises(AirflowRescheduleException):
         task.run()
     assert task.runner.jobs == []
 
@@ -459,17 +461,17 @@ def test_secrets_reach_the_job_and_nothing_else(make_task, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("verdict", "summary", "tells"),
+    ("verdict", "summary", "news", "tells"),
     [
-        (Verdict.PROMOTE, "PROMOTE: better by 3 points", False),
-        (Verdict.REJECT, "REJECT: worse by 3 points", True),
-        (Verdict.NEEDS_HUMAN, "NEEDS_HUMAN: too few samples", True),
-        (Verdict.REJECT, "REJECT: already decided in ledger entry 2: REJECTED for tiny@v1 and this recipe", False),
-        (Verdict.NEEDS_HUMAN, "NEEDS_HUMAN: already decided in ledger entry 2: EXPIRED for tiny@v1 and this recipe", False),
+        (Verdict.PROMOTE, "PROMOTE: better by 3 points", True, False),
+        (Verdict.REJECT, "REJECT: worse by 3 points", True, True),
+        (Verdict.NEEDS_HUMAN, "NEEDS_HUMAN: too few samples", True, True),
+        (Verdict.REJECT, "REJECT: already decided in ledger entry 2: REJECTED for tiny@v1 and this recipe", False, False),
+        (Verdict.NEEDS_HUMAN, "NEEDS_HUMAN: already decided in ledger entry 2: EXPIRED for tiny@v1 and this recipe", False, False),
     ],
 )  # fmt: skip
-def test_somebody_is_told_once_when_the_gate_does_not_promote(make_task, told, verdict, summary, tells):
-    task = make_task("gate", result("gate", verdict=verdict, summary=summary))
+def test_somebody_is_told_once_when_the_gate_does_not_promote(make_task, told, verdict, summary, news, tells):
+    task = make_task("gate", result("gate", verdict=verdict, summary=summary, news=news))
     assert task.run()["verdict"] == verdict
     assert told == ([summary] if tells else [])
 
@@ -477,3 +479,12 @@ def test_somebody_is_told_once_when_the_gate_does_not_promote(make_task, told, v
 def test_steps_without_a_verdict_tell_nobody(make_task, told):
     make_task("evaluate").run()
     assert told == []
+
+
+def test_the_link_to_mlflow_is_there_however_the_task_ends(make_task):
+    task = make_task(
+        "pretrain", None, code=75, lines=["    MLflow run: http://mlflow/#/runs/1", "try again: it is away"]
+    )
+    with pytest.raises(AirflowException, match="it is away"):
+        task.run()
+    assert task.operator.links == {"MLflow run": "http://mlflow/#/runs/1"}

@@ -103,7 +103,8 @@ def test_a_run_in_progress_goes_on_without_its_project_file(monkeypatch, project
     path = write_project("tiny")
     whole = render(str(path))["tiny.finetune"]
     monkeypatch.setenv("_AIRFLOW_PARSING_CONTEXT_DAG_ID", "tiny.finetune")
-    for break_it in (lambda: path.write_text("name: [\n"), path.unlink):
+    renamed = path.read_text().replace("name: tiny", "name: other")
+    for break_it in (lambda: path.write_text("name: [\n"), lambda: path.write_text(renamed), path.unlink):
         break_it()
         dags = render(str(path))
         assert set(dags) == {"tiny.finetune"}

@@ -15,7 +15,7 @@ from ssl_core.errors import TryAgain
 from ssl_core.store import Store, path_sha256
 from tests.e2e.tools.s3_server import S3Server, s3_server
 
-pytestmark = pytest.mark.e2e
+pytestmark = [pytest.mark.e2e, pytest.mark.s3]
 
 
 @pytest.fixture(scope="module")

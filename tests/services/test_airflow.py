@@ -13,6 +13,7 @@ import threading
 import time
 import tomllib
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import psutil
@@ -398,7 +399,10 @@ def test_logs_follows_across_a_rotation(local: Settings, monkeypatch: pytest.Mon
     log.parent.mkdir(parents=True)
     log.write_text("old\n")
     command = [sys.executable, "-u", "-m", "ssl_core.cli", "logs", "scheduler", "-f"]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=os.environ) as follower:
+    ctrl_c = partial(
+        signal.signal, signal.SIGINT, signal.SIG_DFL
+    )  # a shell's background ignores it, and so would a child
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=os.environ, preexec_fn=ctrl_c) as follower:
         assert follower.stdout is not None
         assert follower.stdout.readline() == "old\n"
         with log.open("a") as file:
@@ -408,4 +412,7 @@ def test_logs_follows_across_a_rotation(local: Settings, monkeypatch: pytest.Mon
         log.write_text("after\n")
         assert follower.stdout.readline() == "after\n"
         follower.send_signal(signal.SIGINT)
-        assert follower.wait(10) == 130
+        try:
+            assert follower.wait(10) == 130
+        finally:
+            follower.kill()

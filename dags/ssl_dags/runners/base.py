@@ -29,6 +29,10 @@ class Finished:
     result: bytes | None
 
 
+class CannotStart(Exception):
+    """There is no such program, image or right: trying again changes nothing."""
+
+
 class Runner(Protocol):
     """A local process, a container, a pod: made for one job, by the operator, in the worker."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import subprocess
@@ -11,7 +12,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from ssl_dags.runners.base import Finished, Job
+from ssl_dags.runners.base import CannotStart, Finished, Job
 
 # What a process needs of its surroundings to run at all. The rest of a job's environment is the job's own.
 _BASE = (
@@ -30,6 +31,7 @@ _BASE_PREFIXES = ("OMP_", "OPENBLAS_", "MKL_", "NVIDIA_")
 _BASE_ALSO = ("http_proxy", "https_proxy", "no_proxy", "HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY")
 _GRACE_SECONDS = 3.0
 _LONGEST_LINE = 10_000
+_HOPELESS = (errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EACCES, errno.ENOEXEC)
 
 
 class LocalRunner:
@@ -41,7 +43,7 @@ class LocalRunner:
         self._killed = False
 
     def run(self, job: Job, on_line: Callable[[str], None]) -> Finished:
-        """Raises ``OSError`` where the process cannot be started at all."""
+        """Raises ``CannotStart`` where there is no such Python, ``OSError`` where the machine cannot do it now."""
         # Spec and result are files that only this user can read, so that neither shows in a process list.
         with tempfile.TemporaryDirectory(prefix="ssl-step-") as folder:
             spec, result = Path(folder) / "spec.json", Path(folder) / "result.json"
@@ -52,17 +54,7 @@ class LocalRunner:
                 "SSL_PARENT_PID": str(os.getpid()),
                 "PYTHONUNBUFFERED": "1",
             }
-            self._process = subprocess.Popen(
-                [self._python, "-m", "ssl_core.cli", "step", job.step],
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.STDOUT,
-                env=environment,
-                start_new_session=True,
-                text=True,
-                encoding="utf-8",
-                errors="backslashreplace",
-            )
+            self._process = self._start(job.step, environment)
             threading.Thread(target=self._end_with_job, daemon=True).start()
             if self._killed:  # asked for while the process was being started
                 self.kill()
@@ -77,6 +69,24 @@ class LocalRunner:
             finally:
                 self._signal(signal.SIGKILL)  # what the job left running
             return Finished(code, result.read_bytes() if result.is_file() else None)
+
+    def _start(self, step: str, environment: dict[str, str]) -> subprocess.Popen[str]:
+        try:
+            return subprocess.Popen(
+                [self._python, "-m", "ssl_core.cli", "step", step],
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                env=environment,
+                start_new_session=True,
+                text=True,
+                encoding="utf-8",
+                errors="backslashreplace",
+            )
+        except OSError as error:
+            if error.errno in _HOPELESS:
+                raise CannotStart(str(error)) from None
+            raise
 
     def kill(self) -> None:
         """SIGTERM to the whole group, and SIGKILL to what is left of it three seconds later."""

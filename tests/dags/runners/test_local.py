@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 import json
 import os
 import signal
@@ -12,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from ssl_dags.runners.base import Finished, Job
+from ssl_dags.runners.base import CannotStart, Finished, Job
 from ssl_dags.runners.local import LocalRunner
 from tests.dags.conftest import REPOSITORY
 
@@ -173,9 +174,18 @@ def test_progress_bars_come_line_by_line(run):
 
 @pytest.mark.parametrize("python", ["/no/such/python", ""])
 def test_a_python_that_is_not_there_is_an_error_that_names_it(python, tmp_path):
-    with pytest.raises(OSError) as error:  # noqa: PT011  (FileNotFoundError or PermissionError)
+    with pytest.raises(CannotStart) as error:
         LocalRunner(python or str(tmp_path)).run(Job("ingest", "{}"), print)
     assert (python or str(tmp_path)) in str(error.value)
+
+
+def test_a_machine_that_cannot_start_a_process_now_may_later(monkeypatch):
+    def no_memory(*_, **__):
+        raise OSError(errno.ENOMEM, "Cannot allocate memory")
+
+    monkeypatch.setattr(subprocess, "Popen", no_memory)
+    with pytest.raises(OSError, match="Cannot allocate memory"):
+        LocalRunner(sys.executable).run(Job("ingest", "{}"), print)
 
 
 # ---- environment

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -64,6 +65,7 @@ class Platform:
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
+            preexec_fn=default_interrupt,
         )
 
     def cli(self, *arguments: str, code: int = 0, timeout: float = 600, **more: str) -> str:
@@ -171,6 +173,11 @@ class Platform:
 
     def pid(self, component: str) -> int:
         return int(json.loads((self.home / "airflow" / "logs" / "services" / f"{component}.json").read_text())["pid"])
+
+
+def default_interrupt() -> None:
+    """In a child: Ctrl-C works, even where these tests run in the background of a shell, which ignores it."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def wait_until(is_so: Callable[[], bool], timeout: float, what: str) -> None:
