@@ -71,6 +71,13 @@ def test_running_again_gives_the_same_version(make_step: Callable[..., StepConte
     assert len(DataRepository(settings).versions("tiny")) == 1
 
 
+def test_a_second_try_tells_what_the_first_one_could_not(make_step: Callable[..., StepContext]) -> None:
+    ctx = make_step(1)
+    publish.run(ctx)  # cut off after the tag: Airflow never saw its end
+    ctx.run = ctx.run.model_copy(update={"try_number": 2})
+    assert publish.run(ctx).news, "or nobody would ever wake up for this version"
+
+
 @pytest.mark.parametrize(
     ("report", "says"),
     [

@@ -64,6 +64,15 @@ def test_first_champion_and_its_successor(world: World) -> None:
     assert len(ledger(world).entries()) == 2
 
 
+def test_a_second_try_tells_what_the_first_one_could_not(world: World) -> None:
+    _, given = world.gate(world.register("a", right=150))
+    world.promote(given)  # cut off after the entry: Airflow never saw its end
+    world.runs -= 1  # the same DAG run tries again
+    again = world.promote(given)
+    assert "nothing new" in again.summary
+    assert again.news, "or nobody would ever wake up for this champion"
+
+
 def test_a_worse_challenger_is_rejected_and_recorded(world: World) -> None:
     world.promote(world.gate(world.register("a", right=180))[1])
     report, given = world.gate(world.register("b", right=120, dataset=2))

@@ -138,6 +138,18 @@ def test_another_program_on_the_port_is_said(server: Server, api: AirflowApi) ->
         api.get("dags")
 
 
+def test_a_pool_that_somebody_else_makes_at_the_same_moment_is_fine(
+    server: Server, api: AirflowApi, monkeypatch
+) -> None:
+    answers = iter([False, True])
+    monkeypatch.setattr(api, "_has_pool", lambda name: next(answers))
+    server.answers["pools"] = (409, {"detail": "Unique constraint violation"})
+    api.ensure_pool("gpu", 1, "why")
+    monkeypatch.setattr(api, "_has_pool", lambda name: False)
+    with pytest.raises(UserError, match="Unique constraint"):
+        api.ensure_pool("gpu", 1, "why")
+
+
 def test_a_pool_is_made_once_and_then_left_alone(server: Server, api: AirflowApi) -> None:
     server.answers["pools"] = (200, {"pools": [{"name": "gpu-2", "slots": 4}]})  # the pattern finds parts of names
     api.ensure_pool("gpu", 1, "why")

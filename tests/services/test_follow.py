@@ -159,6 +159,21 @@ def test_an_outage_is_mended_and_the_walk_goes_on(airflow):
     assert "does not answer" in seen.notes[0]
 
 
+def test_a_service_that_does_not_start_at_once_gets_another_chance(airflow):
+    airflow.away = 2
+    tries = []
+
+    def heal() -> None:
+        tries.append("x")
+        if len(tries) == 1:
+            raise TryAgain("Airflow's scheduler ended: out of memory")
+
+    seen = Seen()
+    assert len(Follower(airflow, "tiny", seen, heal).chain()) == 3  # type: ignore[arg-type]
+    assert len(tries) == 2
+    assert any("out of memory" in note for note in seen.notes)
+
+
 def test_a_paused_dag_is_unpaused_and_said_so(airflow):
     airflow.paused = {"tiny.pretrain"}
     _, seen, _ = walk(airflow)
