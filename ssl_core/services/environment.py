@@ -175,7 +175,9 @@ def _airflow_defaults(settings: Settings) -> dict[str, str]:
             "simple_auth_manager_passwords_file": password_file(settings),
         },
         "api": {"host": "127.0.0.1", "port": settings.airflow_port, "base_url": settings.browser_airflow_url, "workers": 1},
-        "scheduler": {"scheduler_idle_sleep_time": 0.2},
+        # After a quick restart the last scheduler still counts as alive for half a minute: its tasks are looked for again soon,
+        # not after Airflow's five minutes.
+        "scheduler": {"scheduler_idle_sleep_time": 0.2, "orphaned_tasks_check_interval": 10},
         "dag_processor": {
             "dag_bundle_config_list": json.dumps(bundles),
             "refresh_interval": 10,
