@@ -10,6 +10,7 @@ from pydantic_core import PydanticCustomError
 from ssl_core.config.base import IN_FORM, Section
 from ssl_core.config.encoders import EncoderConfig
 from ssl_core.config.objectives import ObjectiveConfig
+from ssl_core.config.runner import RunnerConfig, RunnerField
 from ssl_core.config.schedule import LimitsConfig, ScheduleConfig
 from ssl_core.config.tasks import TaskConfig
 
@@ -232,6 +233,7 @@ class ProjectConfig(Section):
     promotion: PromotionConfig = Field(default_factory=PromotionConfig, description="From challenger to champion")
     schedule: ScheduleConfig = Field(default_factory=ScheduleConfig, description="When Airflow starts what by itself")
     limits: LimitsConfig = Field(default_factory=LimitsConfig, description="Retries and time-outs in Airflow")
+    runner: RunnerField = Field(default_factory=RunnerConfig, description="Where Airflow runs the steps")
 
     @model_validator(mode="after")
     def _cron_and_when_agree(self) -> ProjectConfig:

@@ -6,10 +6,14 @@ import math
 import os
 import sys
 from pathlib import Path
+from typing import Literal
 from urllib.parse import urlsplit
 
 from pydantic import Field, SecretStr, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
+
+RunnerKind = Literal["local", "docker"]
+SIZE_PATTERN = r"^([0-9]+(?:\.[0-9]+)?)([kmgtKMGT])$"
 
 # What a job may see of its parent's environment. Everything else (and every secret not named here) stays outside.
 _PUBLIC = (
@@ -82,6 +86,26 @@ class Settings(BaseSettings):
     job_python: str = Field(
         default="",
         description="Python of the training environment, for jobs that are local processes; default: the one that runs now",
+    )
+    runner: RunnerKind = Field(
+        default="local",
+        description="Where Airflow runs the steps of projects that do not say: local processes, or docker containers",
+    )
+    docker_image: str = Field(default="", description="Training image; default `ssl-core-training:<version>`")
+    docker_gpus: int = Field(default=0, ge=0, le=64, description="GPUs for each step that trains in a container")
+    docker_memory: str = Field(
+        default="",
+        pattern=rf"^$|{SIZE_PATTERN}",
+        description="Memory limit of a container, such as 8g; default: nine tenths of the engine's",
+    )
+    docker_cpus: float | None = Field(default=None, gt=0, description="CPU limit of a container; default: none")
+    docker_shm: str = Field(
+        default="",
+        pattern=rf"^$|{SIZE_PATTERN}",
+        description="Size of /dev/shm in a container; default: 64 MiB, and with several GPUs 1 GiB more for each",
+    )
+    docker_network: str = Field(
+        default="host", min_length=1, description="Docker network of the containers; host reaches servers on loopback"
     )
     webhook_url: SecretStr = Field(
         default=SecretStr(""), description="Gets a JSON message where a step, a run or a gate fails; may hold a token"
