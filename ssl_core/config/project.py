@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any, Literal
 
 from pydantic import Field, field_validator, model_validator
@@ -34,18 +35,26 @@ class SplitConfig(Section):
         return self
 
 
+def _check_bucket(address: str) -> None:
+    """What follows ``s3://``. The names that S3 servers allow differ; this keeps out what none of them can mean."""
+    bucket = address.partition("/")[0]
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{1,254}", bucket):
+        raise ValueError("names no bucket; write s3://bucket/prefix, with a bucket of letters, digits, dots and dashes")
+
+
 class DataConfig(Section):
     """Where the samples come from and how they become a dataset version."""
 
     source: str = Field(
         min_length=1,
-        description="A folder (class folders, or files plus labels.csv, or just files), or a bundled sample: "
-        "sample://digits, sample://animals. A relative folder is taken from the project file's folder",
+        description="A folder (class folders, or files plus labels.csv, or just files), the same in S3: s3://bucket/prefix, "
+        "or a bundled sample: sample://digits, sample://animals. A relative folder is taken from the project file's folder",
         json_schema_extra=IN_FORM,
     )
     labels: str | None = Field(
         default=None,
-        description="CSV file with the columns file,label; default: labels.csv in the source, if there is one",
+        description="CSV file with the columns file,label; default: labels.csv in the source, if there is one. A file, an object "
+        "s3://bucket/key, or with a source in S3 the name of an object there (then a file starts with / or ./)",
     )
     classes: tuple[str, ...] | None = Field(
         default=None, min_length=2, description="The classes that labels may name; default: those found"
@@ -69,10 +78,26 @@ class DataConfig(Section):
     @field_validator("source")
     @classmethod
     def _known_source(cls, value: str) -> str:
-        scheme, found, _ = value.partition("://")
-        if found and scheme != "sample":
+        scheme, found, rest = value.partition("://")
+        if found and scheme == "s3":
+            _check_bucket(rest)
+        elif found and scheme != "sample":
             # What follows may hold a password: it is not repeated.
-            raise ValueError(f"{scheme}:// is no source; a folder, sample://digits or sample://animals is")
+            raise ValueError(
+                f"{scheme}:// is no source; a folder, s3://bucket/prefix, sample://digits or sample://animals is"
+            )
+        return value
+
+    @field_validator("labels")
+    @classmethod
+    def _known_labels(cls, value: str | None) -> str | None:
+        scheme, found, rest = (value or "").partition("://")
+        if found and scheme != "s3":
+            raise ValueError(f"{scheme}:// holds no labels; a file or s3://bucket/key does")
+        if found:
+            _check_bucket(rest)
+            if not rest.partition("/")[2].strip("/"):
+                raise ValueError("names a bucket and no object in it; write s3://bucket/key")
         return value
 
     @field_validator("image_size")

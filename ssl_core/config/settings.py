@@ -20,9 +20,23 @@ _PUBLIC = (
     "SSL_",
     "MLFLOW_TRACKING_URI",
     "MLFLOW_S3_ENDPOINT_URL",
+    # The usual AWS chain: where and who, never what lets one in.
     "AWS_DEFAULT_REGION",
     "AWS_REGION",
     "AWS_ENDPOINT_URL",
+    "AWS_PROFILE",
+    "AWS_DEFAULT_PROFILE",
+    "AWS_CONFIG_FILE",
+    "AWS_SHARED_CREDENTIALS_FILE",
+    "AWS_CA_BUNDLE",
+    "AWS_ROLE_ARN",
+    "AWS_ROLE_SESSION_NAME",
+    "AWS_WEB_IDENTITY_TOKEN_FILE",
+    "AWS_CONTAINER_CREDENTIALS_FULL_URI",
+    "AWS_CONTAINER_AUTHORIZATION_TOKEN_FILE",
+    "AWS_EC2_METADATA_DISABLED",
+    "AWS_MAX_ATTEMPTS",
+    "AWS_RETRY_MODE",
 )
 _NOT_FOR_JOBS = ("SSL_STEP_SPEC", "SSL_RESULT_PATH", "SSL_PARENT_PID", "SSL_WEBHOOK_URL")
 _SECRET = (
@@ -32,6 +46,8 @@ _SECRET = (
     "AWS_ACCESS_KEY_ID",
     "AWS_SECRET_ACCESS_KEY",
     "AWS_SESSION_TOKEN",
+    "AWS_CONTAINER_CREDENTIALS_RELATIVE_URI",  # who knows this path of the container's host gets the role's credentials
+    "AWS_CONTAINER_AUTHORIZATION_TOKEN",
 )
 
 
@@ -80,6 +96,10 @@ class Settings(BaseSettings):
     airflow_venv: Path | None = Field(
         default=None, description="Airflow's environment; default `.venv-airflow` beside the training environment"
     )
+    mlflow_artifacts: str = Field(
+        default="",
+        description="Where the local MLflow server keeps artifacts: s3://bucket/prefix or a folder; default <home>/mlflow/artifacts",
+    )
     mlflow_port: int = Field(default=5000, ge=1, le=65_535, description="Port of the local MLflow server")
     public_mlflow_url: str = Field(default="", description="MLflow's address for browser links, where it differs")
     airflow_url: str = Field(default="", description="Airflow's address for browser links; default: the local one")
@@ -116,7 +136,15 @@ class Settings(BaseSettings):
     def _absolute(cls, value: Path | None) -> Path | None:
         return expand(value) if value else value
 
-    @field_validator("store", "data_repo", "dvc_remote", "mlflow_tracking_uri", "public_mlflow_url", "airflow_url")
+    @field_validator(
+        "store",
+        "data_repo",
+        "dvc_remote",
+        "mlflow_tracking_uri",
+        "mlflow_artifacts",
+        "public_mlflow_url",
+        "airflow_url",
+    )
     @classmethod
     def _no_secrets(cls, value: str) -> str:
         """Addresses are printed, linked and handed to jobs in the open; what lets one in must not be part of them."""
