@@ -13,6 +13,7 @@ from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
 from ssl_core.config.project import ProjectConfig
+from ssl_core.config.secrets import find_secrets, secret_lines
 from ssl_core.config.settings import expanduser
 from ssl_core.errors import UserError, did_you_mean
 
@@ -43,7 +44,8 @@ def find_project(name_or_path: str, projects_dir: Path) -> Path:
 def load_project(path: Path, overrides: Mapping[str, Any] | None = None, *, given_by: str = "--set") -> ProjectConfig:
     """Reads and validates a project file. ``overrides`` maps dotted keys to values; ``given_by`` says where they come from.
 
-    A relative ``data.source`` or ``data.labels`` is taken from the file's folder.
+    A relative ``data.source`` or ``data.labels`` is taken from the file's folder; beside a source in S3, labels that do not
+    start with ``/``, ``~`` or ``.`` are an object of that source.
 
     Raises:
         UserError: the file cannot be read, is not YAML, or breaks the schema; all problems are listed.
@@ -52,8 +54,11 @@ def load_project(path: Path, overrides: Mapping[str, Any] | None = None, *, give
     for key, value in (overrides or {}).items():
         _override(data, key, value, given_by)
     section = data["data"] if isinstance(data.get("data"), dict) else {}
+    in_s3 = str(section.get("source", "")).startswith("s3://")
     for key in ("source", "labels"):
         value = section.get(key)
+        if key == "labels" and in_s3 and not str(value).startswith(("/", "~", ".")):
+            continue
         if isinstance(value, str) and value and "://" not in value:
             section[key] = str((path.absolute().parent / expanduser(value)).resolve())
     set_here = {tuple(key.split(".")) for key in overrides or {}}
@@ -123,7 +128,29 @@ def _read(path: Path) -> tuple[dict[str, Any], dict[Location, int]]:
             place=place,
             next_step="ssl-core init NAME --data PATH writes a first one",
         )
+    _refuse_secrets(data, place, lines, text)
     return data, lines
+
+
+def _refuse_secrets(
+    data: Mapping[str, Any], place: str, lines: Mapping[Location, int] | None = None, text: str = ""
+) -> None:
+    """Before anything else is said about the file, so that no other message repeats the value."""
+    problems: dict[int | Location, str] = {}
+    for loc, message in find_secrets(data):
+        at = loc
+        while at and lines and at not in lines:
+            at = at[:-1]
+        line = (lines or {}).get(at)
+        where = f"{place}:{line}" if line else place
+        problems[line or loc] = f"{where}: {_dotted(loc)}: {message}"
+    for line, message in secret_lines(text):  # what is left are comments, and values of several lines
+        problems.setdefault(line, f"{place}:{line}: {message}")
+    if problems:
+        raise UserError(
+            "\n".join(problems.values()),
+            next_step="take it out of the project file; where it was committed or shared, make a new secret and withdraw this one",
+        )
 
 
 def _locate(node: yaml.Node | None, at: Location, lines: dict[Location, int], place: str, count: list[int]) -> None:
@@ -161,6 +188,7 @@ def _validate(
     given_by: str = "--set",
 ) -> ProjectConfig:
     """``set_here``: the keys that were overridden; an error there must not send the reader to the file."""
+    _refuse_secrets(data, given_by if set_here else place)
     try:
         return ProjectConfig.model_validate(data)
     except ValidationError as error:
