@@ -80,6 +80,7 @@ def run(ctx: StepContext) -> StepOutput:
     started = time.monotonic()
     project, config = ctx.project, ctx.project.data
     source = open_source(project, ctx.settings.cache)
+    source.sync(ctx.progress, ctx.stop)
     repository = DataRepository(ctx.settings, ctx.progress)
     latest = repository.latest(project.name)
     before = read_manifest(latest, ctx.settings) if latest else None

@@ -12,7 +12,6 @@ from pathlib import Path
 import pytest
 
 from ssl_core.config.project import ProjectConfig
-from ssl_core.data import sources
 from ssl_core.data.sources import Refused, open_source
 from ssl_core.errors import UserError
 from tests.data.conftest import encode, picture
@@ -271,7 +270,7 @@ def test_a_file_that_vanishes_while_the_folder_is_listed(
         (folder / "a.png").unlink(missing_ok=True)
         return entries
 
-    monkeypatch.setattr(sources.os, "scandir", late)
+    monkeypatch.setattr(os, "scandir", late)
     items = {item.name: item for item in open_folder(folder).items()}
     assert set(items) == {"a.png", "b.png"}
     with pytest.raises(Refused, match="No such file"):

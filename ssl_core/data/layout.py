@@ -1,0 +1,204 @@
+"""How a folder says what its files are: which may be images, and which label each has. The same on a disk and in S3.
+
+A folder holds either class folders (``cat/1.png``: the first folder is the label), or files and a ``labels.csv`` with the
+columns ``file,label``, or just files. Where there is a ``labels.csv`` it alone says the labels, and folders are only folders.
+Files without a label lie beside the class folders, in a folder ``unlabeled``, or are not listed (or listed without label).
+"""
+
+from __future__ import annotations
+
+import csv
+import difflib
+import os
+import unicodedata
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import PurePosixPath
+from typing import TextIO
+
+from ssl_core.config.project import ProjectConfig
+from ssl_core.errors import UserError
+
+LABELS_FILE = "labels.csv"
+UNLABELED_FOLDERS = frozenset({"unlabeled", "unlabelled"})
+MAX_BYTES = 256 * 2**20  # no image needs more, and a file is read in one piece
+TOO_LARGE = f"larger than {MAX_BYTES // 2**20} MiB"
+# What lies beside images in real folders and is not meant as one. Anything else is tried, so that nothing is lost silently.
+SIDECARS = frozenset(
+    {
+        ".csv",
+        ".db",
+        ".docx",
+        ".gz",
+        ".h5",
+        ".htm",
+        ".html",
+        ".ini",
+        ".ipynb",
+        ".json",
+        ".jsonl",
+        ".lnk",
+        ".log",
+        ".md",
+        ".mat",
+        ".npy",
+        ".npz",
+        ".parquet",
+        ".pdf",
+        ".pkl",
+        ".py",
+        ".rst",
+        ".sh",
+        ".tar",
+        ".toml",
+        ".tsv",
+        ".txt",
+        ".xls",
+        ".xlsx",
+        ".xml",
+        ".yaml",
+        ".yml",
+        ".zip",
+    }
+)
+_HEADER = ["file", "label"]
+_SHOWN = 10
+
+
+class Refused(Exception):
+    """A file of the source that must not or cannot be read; the message is the reason, for the quarantine list."""
+
+
+@dataclass(frozen=True)
+class Item:
+    """One file of a source, not read yet."""
+
+    name: str
+    """Path relative to the source's root, or the sample's own name; always valid UTF-8."""
+    label: str | None
+    read: Callable[[], bytes]
+    """The encoded bytes. Raises ``Refused`` (or ``OSError``) where that cannot be. Safe to call from any thread."""
+
+
+@dataclass(frozen=True)
+class LabelsFile:
+    """A CSV file of labels, wherever it lies; ``open`` raises ``OSError`` where it cannot be read."""
+
+    place: str
+    open: Callable[[], TextIO]
+
+
+def display_name(path: str) -> str:
+    """A path as text: bytes that are not UTF-8 are shown as escapes."""
+    return os.fsencode(path).decode("utf-8", "backslashreplace")
+
+
+def is_sidecar(name: str) -> bool:
+    """Whether a file lies beside images and is not meant as one."""
+    return PurePosixPath(name).suffix.lower() in SIDECARS
+
+
+def folder_labels(names: Sequence[str], root: str, separator: str = "/") -> tuple[dict[str, str], dict[str, str]]:
+    """Labels by name, from class folders, and for each label where it was found."""
+    labels = {}
+    for name in names:
+        folder, _, rest = name.partition(separator)
+        if rest and folder and folder.lower() not in UNLABELED_FOLDERS:
+            labels[name] = display_name(folder)
+    return labels, {label: f"the folder {root.rstrip('/')}/{label}" for label in labels.values()}
+
+
+def csv_labels(
+    file: LabelsFile, names: Sequence[str], root: str, is_other: Callable[[str], bool]
+) -> tuple[dict[str, str], dict[str, str]]:
+    """Labels by name, from a CSV file, and for each label the line where it was found first.
+
+    ``is_other``: whether a name stands for a file there that is no image. Raises ``UserError`` that names the file and the line.
+    """
+    next_step = f"write the columns {','.join(_HEADER)}, one line a file, paths relative to {root}"
+    known = {name: name for name in names}
+    by_text = {unicodedata.normalize("NFC", display_name(name)): name for name in names}
+    labels: dict[str, str | None] = {}
+    lines: dict[str, int] = {}
+    missing: list[str] = []
+    for line, row in _rows(file, next_step):
+        place = f"{file.place} line {line}"
+        written, label = row[0].strip(), row[1].strip() or None
+        listed = PurePosixPath(written)
+        if listed.is_absolute() or ".." in listed.parts:
+            raise UserError(f"{written!r} leads out of the source folder", place=place, next_step=next_step)
+        name = known.get(written) or known.get(str(listed)) or by_text.get(unicodedata.normalize("NFC", str(listed)))
+        if name is None:
+            missing.append(f"line {line}: {written!r}" + (" is no image file" if is_other(str(listed)) else ""))
+            continue
+        if name in labels and labels[name] != label:
+            raise UserError(
+                f"{written!r} is {label!r} here and {labels[name]!r} in line {lines[name]}",
+                place=place,
+                next_step="keep one of the two lines",
+            )
+        labels.setdefault(name, label)
+        lines.setdefault(name, line)
+    if missing:
+        shown = "; ".join(missing[:_SHOWN]) + ("; ..." if len(missing) > _SHOWN else "")
+        raise UserError(
+            f"{len(missing)} listed file{'s are' if len(missing) > 1 else ' is'} not in {root}: {shown}",
+            place=f"{file.place} {missing[0].split(':')[0]}",
+            next_step="add the missing files or remove their lines",
+        )
+    labelled = {name: label for name, label in labels.items() if label is not None}
+    return labelled, {label: f"{file.place} line {lines[name]}" for name, label in reversed(labelled.items())}
+
+
+def _rows(file: LabelsFile, next_step: str) -> Iterator[tuple[int, list[str]]]:
+    try:
+        with file.open() as text:
+            reader = csv.reader(text, strict=True)
+            header = next(reader, [])
+            if [cell.strip() for cell in header] != _HEADER:
+                raise UserError(
+                    f"the header is {','.join(header)!r}, not 'file,label'",
+                    place=f"{file.place} line 1",
+                    next_step=next_step,
+                )
+            for row in reader:
+                if row and len(row) != len(_HEADER):
+                    hint = "; a file name that holds a comma needs quotes" if len(row) > len(_HEADER) else ""
+                    raise UserError(
+                        f"{len(row)} columns instead of 2{hint}",
+                        place=f"{file.place} line {reader.line_num}",
+                        next_step=next_step,
+                    )
+                if row:
+                    yield reader.line_num, row
+    except UnicodeDecodeError as error:
+        raise UserError("not UTF-8 text", place=file.place, next_step="save it as CSV UTF-8") from error
+    except OSError as error:
+        raise UserError(
+            f"cannot be read: {error.strerror}", place=file.place, next_step="check the rights of this file"
+        ) from error
+    except csv.Error as error:
+        raise UserError(
+            f"not a CSV file: {error}", place=f"{file.place} line {reader.line_num}", next_step=next_step
+        ) from error
+
+
+def check_classes(where: Mapping[str, str], project: ProjectConfig) -> None:
+    """``where`` maps each label that was found to a place where it was."""
+    classes = project.data.classes
+    for label in sorted(where):
+        if classes is not None and label not in classes:
+            near = difflib.get_close_matches(label, classes, n=1)
+            raise UserError(
+                f"the label {label!r} is not in data.classes" + (f"; did you mean {near[0]!r}?" if near else ""),
+                place=where[label],
+                next_step=f"correct it, or add it to data.classes ({', '.join(classes)})",
+            )
+    if len(where) == 1:
+        label, place = next(iter(where.items()))
+        raise UserError(
+            f"only one class, {label!r} ({place}): there is nothing to tell apart",
+            place="data.labels",
+            next_step="label at least two classes, or none: without a labels.csv and with the files directly in data.source, "
+            "or in its folder 'unlabeled'",
+        )
