@@ -15,7 +15,6 @@ import hashlib
 import json
 import os
 import shutil
-import sys
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -27,6 +26,7 @@ from pydantic import ValidationError
 
 from ssl_core.contracts import ArtifactRef, DatasetRef, ModelRef, Ref, StepResult, StepStatus
 from ssl_core.errors import TryAgain, UserError
+from ssl_core.s3 import explain
 
 _KEPT_CHECKPOINTS = 2
 
@@ -47,10 +47,16 @@ def path_sha256(path: Path) -> str:
 
 @contextmanager
 def storage_errors(place: str) -> Iterator[None]:
-    """Turns a full disk, a refused write or a lost connection into ``TryAgain`` with the place and the mend."""
+    """Turns a full disk, a refused write, a lost connection or what S3 answers into an error with the place and the mend."""
     try:
         yield
-    except OSError as error:
+    except Exception as error:
+        known = explain(error, place)
+        # What is not there is for the caller to judge, but no object can ever be in a bucket that is not there.
+        if known is not None and (not isinstance(error, FileNotFoundError) or "no such bucket" in known.cause):
+            raise known from error
+        if not isinstance(error, OSError) or isinstance(error, FileNotFoundError):
+            raise
         if error.errno == errno.ENOSPC:
             raise TryAgain(
                 "no space left on the device; nothing was published",
@@ -61,32 +67,9 @@ def storage_errors(place: str) -> Iterator[None]:
             raise TryAgain(
                 f"not writable: {error.strerror}", place=place, next_step="check the rights of this folder"
             ) from error
-        if isinstance(error, FileNotFoundError):
-            raise
         raise TryAgain(
             f"storage failed: {error}", place=place, next_step="run again once the storage answers"
         ) from error
-    except Exception as error:
-        if not _is_of_s3(error):
-            raise
-        raise TryAgain(
-            f"storage failed: {error}",
-            place=place,
-            next_step="check AWS_ENDPOINT_URL, AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, and that the storage is up; "
-            "then run again",
-        ) from error
-
-
-def _is_of_s3(error: Exception) -> bool:
-    """Whether botocore or aiohttp raised it: s3fs makes an ``OSError`` of what the server answers, not of no answer at all."""
-    for module, name in (
-        ("botocore.exceptions", "BotoCoreError"),
-        ("botocore.exceptions", "ClientError"),
-        ("aiohttp", "ClientError"),
-    ):
-        if module in sys.modules and isinstance(error, getattr(sys.modules[module], name)):
-            return True
-    return False
 
 
 def _was_there(error: BaseException) -> bool:

@@ -11,7 +11,7 @@ import fsspec
 import pytest
 
 from ssl_core.contracts import ArtifactRef, StepResult, StepStatus
-from ssl_core.errors import TryAgain
+from ssl_core.errors import TryAgain, UserError
 from ssl_core.store import Store, path_sha256
 from tests.e2e.tools.s3_server import S3Server, s3_server
 
@@ -87,10 +87,14 @@ def test_checkpoints_travel(open_store, tmp_path):
 
 
 def test_missing_rights_and_a_wrong_secret_are_told(open_store):
-    with pytest.raises(TryAgain):
+    with pytest.raises(UserError, match="no right to do this") as caught:
         open_store(read_only=True).write("a", b"x")
-    with pytest.raises(TryAgain):
+    assert caught.value.place == "platform/store/a"
+    assert "s3:PutObject" in caught.value.next_step
+    with pytest.raises(UserError, match="a wrong access key id or secret"):
         open_store(secret="wrong").read("a")
+    with pytest.raises(UserError, match="the secret access key is wrong"):
+        open_store(secret="wrong").write("a", b"x")
 
 
 @pytest.mark.parametrize("fault", ["no server", "no credentials"])
@@ -122,7 +126,12 @@ def test_storage_that_does_not_answer_is_told(fault, tmp_path, monkeypatch):
             lambda: store.create("a", b"x"),
             lambda: store.fetch(ref),
         ):
-            with pytest.raises(TryAgain, match=place if fault == "no server" else "[Cc]redentials") as caught:
-                call()
-            assert "AWS_ENDPOINT_URL" in caught.value.next_step
+            if fault == "no server":
+                with pytest.raises(TryAgain, match=place) as caught:
+                    call()
+                assert "AWS_ENDPOINT_URL" in caught.value.next_step
+            else:
+                with pytest.raises(UserError, match="no AWS credentials") as caught:
+                    call()
+                assert "AWS_PROFILE" in caught.value.next_step
     fsspec.get_filesystem_class("s3").clear_instance_cache()
