@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,8 @@ from airflow.sdk.log import mask_secret
 from pydantic import ValidationError
 
 from ssl_core.config.load import load_project
+from ssl_core.config.project import ProjectConfig
+from ssl_core.config.runner import RunnerConfig, containers, runner_kind
 from ssl_core.config.settings import Settings
 from ssl_core.contracts import (
     RESULT_BYTES_LIMIT,
@@ -33,17 +35,22 @@ from ssl_core.contracts import (
     Verdict,
 )
 from ssl_core.errors import StepError, UserError
-from ssl_core.pipeline import get_step, skip_reason
+from ssl_core.pipeline import Step, get_step, skip_reason
+from ssl_dags.credentials import from_connections
 from ssl_dags.forms import overrides
 from ssl_dags.links import MLFLOW_RUN, MlflowRunLink, ReportLink
 from ssl_dags.notify import gate_said, run_url
-from ssl_dags.runners.base import CannotStart, Finished, Job, Runner
+from ssl_dags.runners.base import CannotStart, Finished, Job, Runner, Unavailable
 from ssl_dags.runners.local import LocalRunner
 
 _LAST_WORDS = 40
 _ERROR_STARTS = ("error: ", "check failed: ", "try again: ")
 _FAILED_CHECK = 3
 _NO_RETRY = (2, _FAILED_CHECK)
+# XCom of `resolve` beside its result: where the steps of this run run, and which files of this machine they read.
+_PLACE = "place"
+# A task that is in none of these will not run again by itself.
+_LIVE = ("scheduled", "queued", "running", "restarting", "up_for_retry", "up_for_reschedule", "deferred", "None", "")
 
 
 class StepOperator(BaseOperator):
@@ -66,6 +73,7 @@ class StepOperator(BaseOperator):
         self.announces = announces
         self._runner: Runner | None = None
         self._stopped = False
+        self._place = RunnerConfig()
 
     def execute(self, context: Mapping[str, Any]) -> dict[str, Any]:
         self.links: dict[str, str] = {}
@@ -120,7 +128,11 @@ class StepOperator(BaseOperator):
         )
         if self.step == "resolve":
             project, request = self._asked(context)
-            return StepSpec(step=self.step, project=project, run=run, request=request)
+            ti.xcom_push(
+                _PLACE, {"runner": project.runner.model_dump(exclude_defaults=True), "reads": _local_data(project)}
+            )
+            self._place = project.runner
+            return StepSpec(step=self.step, project=project.model_dump(mode="json"), run=run, request=request)
         config = artifacts["config"]
         assert isinstance(config, ArtifactRef)
         needed = get_step(self.step).inputs
@@ -128,7 +140,7 @@ class StepOperator(BaseOperator):
             raise UserError(f"nothing before it made {', '.join(missing)}", place=f"{ti.dag_id}: {self.step}")
         return StepSpec(step=self.step, config=config, inputs={n: artifacts[n] for n in needed}, run=run)
 
-    def _asked(self, context: Mapping[str, Any]) -> tuple[dict[str, Any], RunRequest]:
+    def _asked(self, context: Mapping[str, Any]) -> tuple[ProjectConfig, RunRequest]:
         """The project with what the trigger form changed, and which dataset and encoder the run asks for."""
         template = context["ti"].dag_id.partition(".")[2]
         conf = dict(context["dag_run"].conf or {})
@@ -145,13 +157,15 @@ class StepOperator(BaseOperator):
             encoder_version=str(conf.get("encoder_version") or ""),
             woken_by=_newest_encoder(context) if template == "finetune" else "",
         )
-        return project.model_dump(mode="json"), request
+        return project, request
 
     # ---- the job
 
     def _run(self, spec: StepSpec, context: Mapping[str, Any], settings: Settings, on_line: Any) -> Finished:
         ti = context["ti"]
         public, secret = settings.job_environment()
+        of_connections = from_connections()
+        public, secret = public | of_connections[0], secret | of_connections[1]
         for value in secret.values():
             mask_secret(value)
         labels = {
@@ -161,14 +175,28 @@ class StepOperator(BaseOperator):
             "ssl.map_index": str(ti.map_index),
             "ssl.try": str(ti.try_number),
         }
-        job = Job(self.step, spec.model_dump_json(), environment=public, secrets=secret, labels=labels)
-        self._runner = make_runner(settings)
+        place = ti.xcom_pull(task_ids="resolve", key=_PLACE) or {} if self.step != "resolve" else {}
+        step = get_step(self.step)
+        job = Job(
+            self.step,
+            spec.model_dump_json(),
+            environment=public,
+            secrets=secret,
+            labels=labels,
+            reads=tuple(place.get("reads", ())) if "data" in step.config else (),
+        )
+        chosen = self._place if self.step == "resolve" else RunnerConfig.model_validate(place.get("runner", {}))
+        self._runner = make_runner(settings, chosen, step, ti)
         if self._stopped:
             raise AirflowRescheduleException(datetime.now(UTC))
         try:
             return self._runner.run(job, on_line)
         except CannotStart as error:
-            raise AirflowFailException(f"the job cannot be started: {error}\n  next: check SSL_JOB_PYTHON") from None
+            raise AirflowFailException(f"the job cannot be started: {error}") from None
+        except Unavailable as error:
+            if self._stopped:
+                raise AirflowRescheduleException(datetime.now(UTC)) from None
+            raise AirflowException(str(error)) from None
 
     # ---- out
 
@@ -179,7 +207,7 @@ class StepOperator(BaseOperator):
             if self._stopped:  # the platform goes down: no try is lost by that
                 self.log.info("stopped; the task goes on from what is done when Airflow is back")
                 raise AirflowRescheduleException(datetime.now(UTC))
-            text = reason or f"the job ended with {_code(code)}"
+            text = finished.cause or reason or f"the job ended with {_code(code)}"
             raise (AirflowFailException if code in _NO_RETRY else AirflowException)(text)
         if code == _FAILED_CHECK and finished.result is None:
             raise AirflowFailException(reason or "check failed, and there is no report of it; the lines above say more")
@@ -233,9 +261,32 @@ class StepOperator(BaseOperator):
         return value
 
 
-def make_runner(settings: Settings) -> Runner:
-    """The runner that the platform settings name: local processes."""
-    return LocalRunner(settings.job_interpreter)
+def make_runner(settings: Settings, chosen: RunnerConfig, step: Step, ti: Any) -> Runner:
+    """The runner that the project names, else the platform settings."""
+    if runner_kind(chosen, settings) == "local":
+        return LocalRunner(settings.job_interpreter)
+    from ssl_dags.runners.containers import Plan
+    from ssl_dags.runners.docker import DockerRunner
+
+    options = containers(chosen, settings)
+    return DockerRunner(Plan(options, settings, options.gpus if step.pool == "gpu" else 0), _lives(ti))
+
+
+def _lives(ti: Any) -> Callable[[Mapping[str, str]], bool]:
+    """Whether the task instance that a container's labels name may still want it, as Airflow knows it."""
+
+    def lives(labels: Mapping[str, str]) -> bool:
+        dag_id, run_id, task_id = (labels.get(f"ssl.{name}", "") for name in ("dag_id", "run_id", "task_id"))
+        states = ti.get_task_states(dag_id=dag_id, task_ids=[task_id], run_ids=[run_id])
+        return str(states.get(run_id, {}).get(task_id, "removed")) in _LIVE
+
+    return lives
+
+
+def _local_data(project: ProjectConfig) -> list[str]:
+    """What of this machine the project's data comes from: nothing where it is a sample or lies in S3."""
+    paths = [path for path in (project.data.source, project.data.labels) if path and "://" not in path]
+    return [path for path in paths if Path(path).is_absolute()]
 
 
 def _newest_encoder(context: Mapping[str, Any]) -> str:

@@ -51,6 +51,8 @@ def load_project(path: Path, overrides: Mapping[str, Any] | None = None, *, give
         UserError: the file cannot be read, is not YAML, or breaks the schema; all problems are listed.
     """
     data, lines = _read(path)
+    if overrides and isinstance(data.get("runner"), str):  # the short form, of which a part is changed
+        data["runner"] = {"kind": data["runner"]}
     for key, value in (overrides or {}).items():
         _override(data, key, value, given_by)
     section = data["data"] if isinstance(data.get("data"), dict) else {}

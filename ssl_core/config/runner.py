@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 from pydantic import BeforeValidator, Field, field_validator
 
@@ -16,7 +16,6 @@ DEFAULT_IMAGE = f"ssl-core-training:{__version__}"
 _UNITS = {"k": 2**10, "m": 2**20, "g": 2**30, "t": 2**40}
 _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 _OURS = ("SSL_", "AWS_", "MLFLOW_", "AIRFLOW")
-_SECRET_WORDS = re.compile(r"SECRET|PASSWORD|PASSWD|TOKEN|CREDENTIAL|PRIVATE|API_?KEY|ACCESS_?KEY", re.IGNORECASE)
 _SHM_BASE = 64 * 2**20
 _SHM_PER_GPU = 2**30
 
@@ -66,11 +65,6 @@ class RunnerConfig(Section):
                 raise ValueError(f"{name!r} is no name of a variable")
             if name.upper().startswith(_OURS):
                 raise ValueError(f"{name} is a platform setting: set it where the platform is started")
-            if _SECRET_WORDS.search(name):
-                raise ValueError(
-                    f"{name} looks like a secret, and a project file must hold none: use the environment of the platform, "
-                    "or the Airflow connections ssl_s3 and ssl_mlflow"
-                )
         return value
 
 

@@ -14,8 +14,15 @@ from tests.dags.conftest import REPOSITORY
 
 DAGS = REPOSITORY / "dags"
 HEAVY = ("torch", "transformers", "mlflow", "pandas", "numpy", "great_expectations", "dvc")
-OURS = ("ssl_dags", "ssl_core.contracts", "ssl_core.config", "ssl_core.pipeline", "ssl_core.errors")
-OTHERS = ("airflow", "pydantic", "attrs")
+OURS = (
+    "ssl_dags",
+    "ssl_core.contracts",
+    "ssl_core.config",
+    "ssl_core.pipeline",
+    "ssl_core.errors",
+    "ssl_core.__version__",
+)
+OTHERS = ("airflow", "pydantic", "attrs", "docker")  # docker comes with Airflow's provider
 # As Airflow does it: the bundle, the plugin, then a DAG file. Heavy packages need not be there to be noticed.
 WATCH = f"""
 import json, sys, time

@@ -16,9 +16,14 @@ from airflow.sdk.execution_time.context import OutletEventAccessors
 from airflow.sdk.log import mask_logs
 from structlog.testing import capture_logs
 
+from ssl_core.config.runner import RunnerConfig
+from ssl_core.config.settings import Settings
 from ssl_core.contracts import RESULT_BYTES_LIMIT, ModelRef, StepResult, StepSpec, StepStatus, Verdict
 from ssl_core.pipeline import STEPS, get_step
-from ssl_dags.runners.base import CannotStart, Finished, Job
+from ssl_dags.operator import _lives, make_runner
+from ssl_dags.runners.base import CannotStart, Finished, Job, Unavailable
+from ssl_dags.runners.docker import DockerRunner
+from ssl_dags.runners.local import LocalRunner
 from tests.dags.results import before, reference, result
 
 SECRET = "wJalrXUtnFEMIbPxRfiCY"
@@ -32,6 +37,7 @@ class Runner:
         self.code, self.lines = code, lines
         self.jobs: list[Job] = []
         self.killed = False
+        self.cause = ""
         self.meanwhile: Any = lambda: None
 
     @property
@@ -44,7 +50,7 @@ class Runner:
         for line in self.lines:
             on_line(line)
         self.meanwhile()
-        return Finished(self.code, self.document)
+        return Finished(self.code, self.document, self.cause)
 
     def kill(self) -> None:
         self.killed = True
@@ -67,7 +73,9 @@ class Task:
                 task_id=operator.task_id,
                 try_number=given.get("try_number", 1),
                 map_index=-1,
-                xcom_pull=lambda task_ids: xcoms.get(task_ids),
+                xcom_pull=lambda task_ids, key="return_value": xcoms.get(
+                    task_ids if key == "return_value" else f"{task_ids}:{key}"
+                ),
                 xcom_push=self.pushed.__setitem__,
             ),
             "dag_run": SimpleNamespace(
@@ -107,8 +115,9 @@ def make_task(make_dag, monkeypatch):
         template = template or get_step(step).template
         dag = make_dag(template, **given.pop("sections", {}))
         runner = Runner(result(step, template) if document == "good" else document, code, lines)
-        monkeypatch.setattr("ssl_dags.operator.make_runner", lambda settings: runner)
-        return Task(dag.task_dict[step], before(dag, step, **(changed or {})), runner, **given)
+        monkeypatch.setattr("ssl_dags.operator.make_runner", lambda *given: runner)
+        xcoms = before(dag, step, **(changed or {})) | {"resolve:place": given.pop("place", None)}
+        return Task(dag.task_dict[step], xcoms, runner, **given)
 
     return make
 
@@ -222,7 +231,6 @@ def test_a_program_that_is_not_there_is_nothing_to_try_again(make_task):
     with pytest.raises(AirflowFailException) as error:
         task.run()
     assert "/no/python" in str(error.value)
-    assert "SSL_JOB_PYTHON" in str(error.value)
 
 
 def test_what_was_done_before_says_so(make_task):
@@ -488,3 +496,101 @@ def test_the_link_to_mlflow_is_there_however_the_task_ends(make_task):
     with pytest.raises(AirflowException, match="it is away"):
         task.run()
     assert task.operator.links == {"MLflow run": "http://mlflow/#/runs/1"}
+
+
+# ---- where it runs
+
+
+def chosen_for(task: Task, monkeypatch: pytest.MonkeyPatch) -> tuple[RunnerConfig, Any]:
+    asked: list[Any] = []
+    runner = task.runner
+    monkeypatch.setattr(
+        "ssl_dags.operator.make_runner", lambda settings, chosen, step, ti: asked.append(chosen) or runner
+    )
+    task.run()
+    return asked[0], runner.jobs[0]
+
+
+def test_resolve_freezes_where_the_steps_of_a_run_run(make_task, monkeypatch, tmp_path):
+    data = {"source": str(tmp_path), "labels": str(tmp_path / "labels.csv")}
+    task = make_task(
+        "resolve", template="ingest", sections={"runner": {"kind": "docker", "memory": "2g"}, "data": data}
+    )
+    chosen, job = chosen_for(task, monkeypatch)
+    assert chosen == RunnerConfig(kind="docker", memory="2g")
+    place = json.loads(json.dumps(task.pushed["place"]))
+    assert place == {
+        "runner": {"kind": "docker", "memory": "2g"},
+        "reads": [str(tmp_path), str(tmp_path / "labels.csv")],
+    }
+    assert job.reads == ()
+
+
+def test_the_form_may_change_where_one_run_runs(make_task, monkeypatch):
+    task = make_task(
+        "resolve", template="pretrain", conf={"overrides": {"runner.memory": "4g"}}, sections={"runner": "docker"}
+    )
+    assert chosen_for(task, monkeypatch)[0] == RunnerConfig(kind="docker", memory="4g")
+
+
+@pytest.mark.parametrize(("step", "reads"), [("ingest", ("/images",)), ("validate", ())])
+def test_later_steps_take_it_from_there_and_only_ingest_sees_the_source(make_task, monkeypatch, step, reads):
+    task = make_task(step, place={"runner": {"kind": "docker"}, "reads": ["/images"]})
+    chosen, job = chosen_for(task, monkeypatch)
+    assert chosen == RunnerConfig(kind="docker")
+    assert job.reads == reads
+
+
+def test_the_kind_of_runner_follows_the_choice(monkeypatch, tmp_path):
+    settings = Settings(home=tmp_path)
+    assert isinstance(make_runner(settings, RunnerConfig(), get_step("pretrain"), None), LocalRunner)
+    for step, gpus in (("pretrain", 2), ("validate", 0)):
+        runner = make_runner(settings, RunnerConfig(kind="docker", gpus=2), get_step(step), None)
+        assert isinstance(runner, DockerRunner)
+        assert runner._plan.gpus == gpus, "only steps that train get GPUs"
+
+
+@pytest.mark.parametrize(
+    ("states", "lives"),
+    [
+        ({"r": {"pretrain": "running"}}, True),
+        ({"r": {"pretrain": "up_for_retry"}}, True),
+        ({"r": {"pretrain": None}}, True),
+        ({"r": {"pretrain": "failed"}}, False),
+        ({"r": {"pretrain": "success"}}, False),
+        ({}, False),
+    ],
+)
+def test_airflow_knows_whether_a_container_is_still_wanted(states, lives):
+    asked: list[Any] = []
+    ti = SimpleNamespace(get_task_states=lambda **given: asked.append(given) or states)
+    labels = {"ssl.dag_id": "d", "ssl.run_id": "r", "ssl.task_id": "pretrain"}
+    assert _lives(ti)(labels) is lives
+    assert asked == [{"dag_id": "d", "task_ids": ["pretrain"], "run_ids": ["r"]}]
+
+
+def test_an_engine_that_is_away_is_tried_again(make_task):
+    task = make_task("pretrain")
+    task.runner.meanwhile = lambda: (_ for _ in ()).throw(Unavailable("no engine"))
+    with pytest.raises(AirflowException, match="no engine") as error:
+        task.run()
+    assert not isinstance(error.value, AirflowFailException)
+    task.operator._stopped = False
+    task.runner.meanwhile = lambda: (task.operator.on_kill(), (_ for _ in ()).throw(Unavailable("no engine")))[1]
+    with pytest.raises(AirflowRescheduleException):
+        task.run()
+
+
+def test_what_the_runner_knows_of_a_bad_end_is_told(make_task):
+    task = make_task("pretrain", None, code=137)
+    task.runner.cause = "out of memory"
+    with pytest.raises(AirflowException, match="out of memory"):
+        task.run()
+
+
+def test_secrets_of_connections_reach_the_job_and_are_masked(make_task, monkeypatch):
+    monkeypatch.setenv("AIRFLOW_CONN_SSL_S3", json.dumps({"conn_type": "aws", "login": "key", "password": SECRET}))
+    task = make_task("pretrain")
+    task.run()
+    assert task.runner.jobs[0].secrets["AWS_SECRET_ACCESS_KEY"] == SECRET
+    assert SECRET not in task.runner.jobs[0].spec + repr(task.runner.jobs[0])

@@ -19,6 +19,8 @@ class Job:
     """Environment variables that must not be shown anywhere."""
     labels: Mapping[str, str] = field(default_factory=dict)
     """Which DAG, run, task, map index and try it is for: how a retry finds what an earlier one left."""
+    reads: tuple[str, ...] = ()
+    """Folders and files of this machine that it reads, beside the platform's own: a local data source."""
 
 
 @dataclass(frozen=True)
@@ -27,10 +29,16 @@ class Finished:
 
     exit_code: int
     result: bytes | None
+    cause: str = ""
+    """What the runner knows about a bad end that the job could not say itself, with the mend."""
 
 
 class CannotStart(Exception):
-    """There is no such program, image or right: trying again changes nothing."""
+    """There is no such program, image or right: trying again changes nothing. The text names the mend."""
+
+
+class Unavailable(Exception):
+    """What jobs run on does not answer: trying again may help."""
 
 
 class Runner(Protocol):

@@ -85,7 +85,7 @@ class LocalRunner:
             )
         except OSError as error:
             if error.errno in _HOPELESS:
-                raise CannotStart(str(error)) from None
+                raise CannotStart(f"{error}\n  next: check SSL_JOB_PYTHON") from None
             raise
 
     def kill(self) -> None:

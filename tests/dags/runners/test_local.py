@@ -177,6 +177,7 @@ def test_a_python_that_is_not_there_is_an_error_that_names_it(python, tmp_path):
     with pytest.raises(CannotStart) as error:
         LocalRunner(python or str(tmp_path)).run(Job("ingest", "{}"), print)
     assert (python or str(tmp_path)) in str(error.value)
+    assert "SSL_JOB_PYTHON" in str(error.value)
 
 
 def test_a_machine_that_cannot_start_a_process_now_may_later(monkeypatch):
