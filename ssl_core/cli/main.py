@@ -28,6 +28,7 @@ _COMMANDS = {
     "lint": ("ssl_core.cli.project:lint", "Check project files."),
     "schema": ("ssl_core.cli.project:schema", "JSON Schema of the project file, for editors."),
     "step": ("ssl_core.cli.step:step", "Do one step: spec in SSL_STEP_SPEC, result to SSL_RESULT_PATH."),
+    "doctor": ("ssl_core.cli.doctor:doctor", "Find what is wrong here, and the command that mends it."),
     "promote": ("ssl_core.cli.promote:promote", "Approve or decline what the gate left to a person."),
     "gc": ("ssl_core.cli.gc:gc", "Remove old checkpoints, cache and unpublished candidates."),
     "up": ("ssl_core.cli.platform:up", "Start Airflow and MLflow on this machine."),
