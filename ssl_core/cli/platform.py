@@ -39,6 +39,7 @@ def down() -> None:
     """Stop Airflow and MLflow, with everything they started. What they hold stays."""
     from ssl_core.registry.server import stop_server
     from ssl_core.services import airflow
+    from ssl_core.services.containers import stop_left
 
     settings = load_settings()
     console = stderr_console()
@@ -48,6 +49,9 @@ def down() -> None:
 
     # MLflow last: a job that is being stopped may still write to it.
     stopped = airflow.stop(settings, note, keep=_mlflow_pids(settings))
+    for container in stop_left(settings):
+        note(f"container {container} had been left behind; stopped")
+        stopped += 1
     if not settings.mlflow_tracking_uri and stop_server(settings):
         note("MLflow stopped")
         stopped += 1

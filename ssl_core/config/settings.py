@@ -61,12 +61,16 @@ def expand(path: str | Path) -> Path:
     return expanduser(path).absolute()
 
 
-def usable_cpus(cpu_max: Path = Path("/sys/fs/cgroup/cpu.max")) -> int:
+def usable_cpus(cgroup: Path = Path("/sys/fs/cgroup")) -> int:
     """CPUs that this process may use: its affinity, a container's quota, and ``OMP_NUM_THREADS`` where it is set."""
     cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     try:
-        quota, period = cpu_max.read_text().split()[:2]
-        cpus = min(cpus, math.ceil(int(quota) / int(period)))
+        try:
+            quota, period = (cgroup / "cpu.max").read_text().split()[:2]
+        except FileNotFoundError:  # cgroup v1
+            quota, period = ((cgroup / "cpu" / f"cpu.cfs_{name}_us").read_text() for name in ("quota", "period"))
+        if int(quota) > 0:
+            cpus = min(cpus, math.ceil(int(quota) / int(period)))
     except (OSError, ValueError, ZeroDivisionError):  # no cgroup, or the quota "max"
         pass
     asked = os.environ.get("OMP_NUM_THREADS", "")

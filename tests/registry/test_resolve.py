@@ -248,6 +248,13 @@ def test_without_any_dataset_the_next_step_makes_one(world: World) -> None:
     ("text", "most"), [("150000 100000", 2), ("50000 100000", 1), ("max 100000", 10_000), ("", 10_000)]
 )
 def test_a_containers_quota_counts(tmp_path: Path, text: str, most: int) -> None:
-    path = tmp_path / "cpu.max"
-    path.write_text(text)
-    assert 1 <= usable_cpus(path) <= most
+    (tmp_path / "cpu.max").write_text(text)
+    assert 1 <= usable_cpus(tmp_path) <= most
+
+
+@pytest.mark.parametrize(("quota", "most"), [("150000", 2), ("50000", 1), ("-1", 10_000)])
+def test_so_it_does_in_the_first_kind_of_cgroup(tmp_path: Path, quota: str, most: int) -> None:
+    (tmp_path / "cpu").mkdir()
+    (tmp_path / "cpu" / "cpu.cfs_quota_us").write_text(f"{quota}\n")
+    (tmp_path / "cpu" / "cpu.cfs_period_us").write_text("100000\n")
+    assert 1 <= usable_cpus(tmp_path) <= most
