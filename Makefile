@@ -70,13 +70,18 @@ docs: setup
 # Lock files carry no index address, no local build tag and none of the CUDA packages that one build of torch pins for
 # itself, so that any index and any build of torch can serve them.
 NEUTRAL := sed -i -E 's/\+cpu$$//; /^(nvidia-|cuda-|triton==)/d'
-COMPILE := $(BIN)/uv pip compile -q pyproject.toml --no-emit-index-url --no-emit-find-links --no-annotate --no-header
+COMPILE := $(BIN)/uv pip compile -q --no-emit-index-url --no-emit-find-links --no-annotate --no-header
+# The images hold less than the training environment, and nothing in another version.
+PINNED := -c requirements/training-dev.txt
 
 lock: setup
-	$(COMPILE) --extra train -o requirements/training.txt && $(NEUTRAL) requirements/training.txt
-	$(COMPILE) --extra train --extra dev -c requirements/training.txt -o requirements/training-dev.txt && $(NEUTRAL) requirements/training-dev.txt
-	$(COMPILE) --extra airflow -o requirements/airflow.txt
-	$(COMPILE) --extra airflow --extra airflow-dev -c requirements/airflow.txt -o requirements/airflow-dev.txt
+	$(COMPILE) pyproject.toml --extra train -o requirements/training.txt && $(NEUTRAL) requirements/training.txt
+	$(COMPILE) pyproject.toml --extra train --extra dev -c requirements/training.txt -o requirements/training-dev.txt && $(NEUTRAL) requirements/training-dev.txt
+	$(COMPILE) pyproject.toml --extra job $(PINNED) -o requirements/job.txt && $(NEUTRAL) requirements/job.txt
+	$(COMPILE) pyproject.toml --extra airflow -o requirements/airflow.txt
+	$(COMPILE) pyproject.toml --extra airflow --extra airflow-dev -c requirements/airflow.txt -o requirements/airflow-dev.txt
+	$(COMPILE) $(PINNED) --group mlflow -o requirements/mlflow.txt
+	$(COMPILE) $(PINNED) --group build -o requirements/build.txt
 
 clean:
 	rm -rf $(VENV) $(AIRFLOW) .pytest_cache .ruff_cache .mypy_cache .import_linter_cache

@@ -48,7 +48,8 @@ def carry_code(folder: Path) -> str:
 
 def requirements() -> list[str]:
     """Pinned to what is installed; a local build tag (+cpu) is dropped, because no registry has it."""
-    return [f"{name}=={version(name).split('+')[0]}" for name in _REQUIRED]
+    # Of MLflow a job may have the client alone, which is a package of its own with the same version.
+    return [f"{name}=={version('mlflow-skinny' if name == 'mlflow' else name).split('+')[0]}" for name in _REQUIRED]
 
 
 def signature(kind: Kind) -> ModelSignature:
