@@ -186,17 +186,17 @@ class DockerRunner:
 
     def _follow(self, client: APIClient, on_line: Callable[[str], None], tail: int | str) -> dict[str, Any]:
         """Hands over the container's lines until it has ended; returns the engine's record of its state."""
-        since: int | None = None
+        since: float | None = None
         while True:
-            began = time.time()
-            stream = client.logs(self._container, stream=True, follow=True, tail=tail, since=since)
-            for line in lines_of(stream):
+            heard = time.time()
+            for line in lines_of(client.logs(self._container, stream=True, follow=True, tail=tail, since=since)):
+                heard = time.time()
                 on_line(line)
             state: dict[str, Any] = client.inspect_container(self._container)["State"]
             if not state["Running"]:
                 return state
-            # The stream ended before the container did.
-            since, tail = int(began), 0
+            # The stream ended before the container did: on from there.
+            since, tail = heard, "all"
             time.sleep(0.2)
 
     def _cause(self, code: int, state: Mapping[str, Any]) -> str:

@@ -29,7 +29,8 @@ LONG = QUICK.replace("epochs: 4, batch_size: 32", "epochs: 150, batch_size: 32")
 class Platform:
     """Commands, REST calls and project files against one platform home."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, **variables: str) -> None:
+        """``variables``: further settings, as environment variables."""
         self.folder = folder
         self.projects = folder / "projects"
         self.projects.mkdir()
@@ -45,6 +46,7 @@ class Platform:
             "SSL_MLFLOW_PORT": str(free_port()),
             "COLUMNS": "200",
         }
+        self.variables |= variables
         self.settings = Settings(
             home=self.home,
             projects_dir=self.projects,
