@@ -174,7 +174,7 @@ def airflow_environment(settings: Settings) -> Finding:
     answer = subprocess.run(
         [str(programs / "python"), "-I", "-c", _ASK_VERSIONS], capture_output=True, text=True, timeout=10, check=False
     )
-    ours, provider = (answer.stdout.split() + ["none", "none"])[:2]
+    ours, provider = [*answer.stdout.split(), "none", "none"][:2]
     if ours != __version__:
         what = f"holds ssl-core {ours}" if ours != "none" else "does not hold ssl-core"
         return failed(f"{venv} {what}, and this is ssl-core {__version__}", f"rm -r {venv}, then make setup")

@@ -9,7 +9,7 @@ from typing import Any
 
 from ssl_core.config.settings import Settings
 from ssl_core.doctor.finding import Finding, failed
-from ssl_core.s3 import error_code, explain, make_session, split_url
+from ssl_core.s3 import error_code, explain, split_url
 
 _DENIED = ("AccessDenied", "AllAccessDisabled", "AccountProblem", "403", "Forbidden")
 _NOT_THERE = ("NoSuchKey", "404", "NotFound")
@@ -36,11 +36,11 @@ def platform_places(settings: Settings) -> list[Place]:
 
 def client() -> Any:
     """With little patience: a doctor says soon what is wrong."""
+    import boto3.session
     from botocore.config import Config
 
-    return make_session().client(
-        "s3", config=Config(connect_timeout=4, read_timeout=6, retries={"total_max_attempts": 1})
-    )
+    patience = Config(connect_timeout=4, read_timeout=6, retries={"total_max_attempts": 1})
+    return boto3.session.Session().client("s3", config=patience)
 
 
 def endpoint() -> str:

@@ -8,6 +8,7 @@ import re
 import subprocess
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from email.utils import parsedate_to_datetime
 from importlib import metadata
 from urllib.parse import urlsplit
@@ -22,6 +23,7 @@ from ssl_core.services.environment import AIRFLOW_VERSION
 
 _REFUSED_SKEW = 15 * 60  # S3 refuses a signature that is older
 _TOLERATED_SKEW = 30.0
+_COARSE = 2.0  # the header counts whole seconds, and servers make it anew once a second
 # What a job that is a local process has of its surroundings; the rest is settings.job_environment().
 _SURROUNDINGS = (
     "PATH", "HOME", "USER", "LANG", "LC_ALL", "LC_CTYPE", "TMPDIR", "TZ", "LD_LIBRARY_PATH",
@@ -155,8 +157,7 @@ def clock(settings: Settings, addresses: Callable[[], list[str]], now: Callable[
             continue
         here = (began + now()) / 2
         skew = here - there
-        # The header counts whole seconds.
-        skew = 0.0 if abs(skew) <= 1 else skew
+        skew = 0.0 if abs(skew) <= _COARSE else skew
         said = (
             f"{abs(skew):.0f} s {'ahead of' if skew > 0 else 'behind'} {urlsplit(url).netloc}"
             if skew
@@ -173,5 +174,10 @@ def clock(settings: Settings, addresses: Callable[[], list[str]], now: Callable[
 
 def clocks(settings: Settings, in_s3: bool) -> list[str]:
     """Addresses whose servers say what time it is."""
-    mlflow_url = f"{settings.tracking_url.rstrip('/')}/health"
-    return [*([s3.endpoint()] if in_s3 else []), *([mlflow_url] if mlflow_url.startswith("http") else [])]
+    found = []
+    if in_s3:
+        with suppress(Exception):  # an address that is none, a profile that is not there: `s3 rights` says so
+            found.append(s3.endpoint())
+    if settings.tracking_url.startswith("http"):
+        found.append(f"{settings.tracking_url.rstrip('/')}/health")
+    return found
