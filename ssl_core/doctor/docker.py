@@ -366,7 +366,16 @@ def run(
     client: APIClient, way: Containers, settings: Settings, command: list[str], seconds: float
 ) -> dict[str, Any] | Finding:
     """The JSON that ``command`` prints in a container with a job's network, environment, user, mounts and limits."""
-    return _run(client, {**as_a_job(client, way, settings), "image": way.image, "command": command}, seconds)
+    # A folder that is not there cannot be mounted; `ssl-core up` makes it, and before that it shall not stay.
+    made = [folder for place in _local_places(settings) for folder in machine.missing_folders(place)]
+    for folder in made:
+        folder.mkdir(parents=True, exist_ok=True)
+    try:
+        return _run(client, {**as_a_job(client, way, settings), "image": way.image, "command": command}, seconds)
+    finally:
+        for folder in made:
+            with suppress(OSError):  # not empty: somebody else has begun to use it
+                folder.rmdir()
 
 
 def as_a_job(client: APIClient, way: Containers, settings: Settings) -> dict[str, Any]:
@@ -375,9 +384,7 @@ def as_a_job(client: APIClient, way: Containers, settings: Settings) -> dict[str
 
     places = _local_places(settings)
     mounts = [Mount(_SCRATCH, None, type="volume")]
-    for place in places:
-        place.mkdir(parents=True, exist_ok=True)  # else the engine refuses, as it refused the first job
-        mounts.append(Mount(str(place), str(place), type="bind"))
+    mounts += [Mount(str(place), str(place), type="bind") for place in places]
     if not places:
         mounts.append(Mount(_CACHE, _CACHE_VOLUME, type="volume"))
     limit = way.memory or int(client.info()["MemTotal"] * 0.9)

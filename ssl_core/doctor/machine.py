@@ -325,6 +325,15 @@ def existing(folder: Path) -> Path:
     return folder
 
 
+def missing_folders(folder: Path) -> list[Path]:
+    """What would be made with ``folder``, the deepest first."""
+    missing = []
+    while not folder.exists() and folder != folder.parent:
+        missing.append(folder)
+        folder = folder.parent
+    return missing
+
+
 def shared_memory(folder: Path = Path("/dev/shm")) -> Finding:  # noqa: S108
     size = shm_size(folder)
     if size is None:

@@ -21,6 +21,7 @@ from ssl_core.config.settings import Settings
 from ssl_core.data.git import GitError, git, local_git_path, recorded_remote, redact
 from ssl_core.doctor import s3
 from ssl_core.doctor.finding import Finding, failed, of_error, ok, skipped, warning, worst
+from ssl_core.doctor.machine import missing_folders
 from ssl_core.errors import StepError
 from ssl_core.s3 import explain
 from ssl_core.store import Store
@@ -82,7 +83,7 @@ def _tried(use: str, url: str, settings: Settings, try_it: Callable[[Store, str]
         return found
     opened = Store(url, settings.cache)
     name = f".ssl-core-doctor-{uuid.uuid4().hex}"
-    missing = _missing_folders(Path(opened.root)) if opened.is_local else []
+    missing = missing_folders(Path(opened.root)) if opened.is_local else []
     try:
         return try_it(opened, name)
     except (StepError, OSError) as error:
@@ -119,15 +120,6 @@ def _why(use: str, url: str, error: Exception) -> Finding:
         found = of_error(error)
         return failed(found.cause, f"{found.mend or 'see to the storage'} ({setting})")
     return failed(f"{url}: {error}", f"see to the storage ({setting})")
-
-
-def _missing_folders(folder: Path) -> list[Path]:
-    """What would be made with ``folder``, the deepest first."""
-    missing = []
-    while not folder.exists() and folder != folder.parent:
-        missing.append(folder)
-        folder = folder.parent
-    return missing
 
 
 # ---- S3
