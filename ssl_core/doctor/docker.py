@@ -37,8 +37,8 @@ _NO_DRIVER = (
     "nvidia-container-cli",
 )
 _ON_THE_CPU = "to train on the CPU set runner.gpus (SSL_DOCKER_GPUS) to 0"
-# As `ssl_dags.runners.containers` makes a job's container; a test compares the two.
 _SCRATCH, _CACHE, _CACHE_VOLUME, _JOB_UID = "/scratch", "/cache", "ssl-core-cache", "10001:10001"
+_LOOPBACK = ("127.0.0.1", "localhost", "::1")
 _PROXIES = ("http_proxy", "https_proxy", "no_proxy", "HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY")
 _NOT_INSIDE = (
     "SSL_CERT_FILE", "SSL_CERT_DIR", "SSL_JOB_PYTHON", "SSL_AIRFLOW_VENV", "SSL_PROJECTS_DIR", "SSL_PLATFORM_ID",
@@ -248,10 +248,12 @@ def inside(settings: Settings, docker: Docker) -> Finding:
     """MLflow's artifacts, the store and the DVC remote, written, read and deleted as a job would."""
     if not docker.ways():
         return skipped(_NOT_NEEDED)
+    way = docker.ways()[0]
+    if out_of_reach := _loopback_addresses(settings, way):
+        return out_of_reach
     said = docker.said()
     if isinstance(said, Finding):
         return said
-    way = docker.ways()[0]
     problems, fine = [], []
     for name, raw in said["findings"].items():
         found = Finding(**raw)
@@ -270,6 +272,20 @@ def inside(settings: Settings, docker: Docker) -> Finding:
     return worst(
         problems, f"as user {said['user']} on network {way.network}, Python {said['python']}: {', '.join(fine)}{also}"
     )
+
+
+def _loopback_addresses(settings: Settings, way: Containers) -> Finding | None:
+    """Addresses of this machine's loopback, which another network than the host's does not reach: jobs are refused for them."""
+    if way.network == "host":
+        return None
+    public, _ = settings.job_environment()
+    for name, value in public.items():
+        if "://" in value and urlsplit(value).hostname in _LOOPBACK and name != "SSL_AIRFLOW_URL":
+            return failed(
+                f"{name} is {value}, which containers on the network {way.network} cannot reach",
+                "set it to an address on that network, or set runner.network (SSL_DOCKER_NETWORK) to host",
+            )
+    return None
 
 
 def _for_containers(found: Finding, way: Containers) -> str:
@@ -379,7 +395,10 @@ def run(
 
 
 def as_a_job(client: APIClient, way: Containers, settings: Settings) -> dict[str, Any]:
-    """What ``create_container`` gets, but for image and command."""
+    """What ``create_container`` gets, but for image and command: the same that a job gets from the Docker runner.
+
+    It stands here a second time because the runner belongs to Airflow's side; a test over there compares the two.
+    """
     from docker.types import Mount
 
     places = _local_places(settings)

@@ -252,6 +252,15 @@ def test_secrets_are_in_the_environment_of_the_container_and_nowhere_else(in_con
     assert "xyzzy" not in json.dumps(made)
 
 
+def test_loopback_from_a_network_of_containers(tmp_path, engine):
+    fake = engine(prints=json.dumps(FINE))
+    settings = Settings(home=tmp_path, runner="docker", docker_network="bridge", projects_dir=tmp_path)
+    found = doctor.inside(settings, subject(settings))
+    assert "MLFLOW_TRACKING_URI is http://127.0.0.1:5000" in found.cause
+    assert "SSL_DOCKER_NETWORK" in found.mend
+    assert fake.made == []
+
+
 # ---- GPUs
 
 
