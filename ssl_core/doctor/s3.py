@@ -23,6 +23,9 @@ class Place:
     url: str
     write: bool
 
+    def __str__(self) -> str:
+        return f"{self.use} {self.url}".strip()
+
 
 def platform_places(settings: Settings) -> list[Place]:
     """Where the platform itself keeps things in S3."""
@@ -54,9 +57,9 @@ def examine(place: Place, make: Callable[[], Any] = client) -> Finding | None:
     except Exception as error:
         known = explain(error, place.url)
         if known is not None:
-            return failed(f"{place.use} {place.url}: {known.cause}", known.next_step)
+            return failed(f"{place}: {known.cause}", known.next_step)
         if isinstance(error, ValueError):  # botocore repeats the address, which may hold a password
-            return failed(f"{place.use} {place.url}: AWS_ENDPOINT_URL is no address", "set it to http(s)://host:port")
+            return failed(f"{place}: AWS_ENDPOINT_URL is no address", "set it to http(s)://host:port")
         raise
 
 
@@ -93,7 +96,7 @@ def _missing_rights(place: Place, s3: Any) -> Finding | None:
     left = f"; {own} was left there" if written is not None and "delete" in missing else ""
     needed = "list, get, put and delete" if place.write else "list and get"
     return failed(
-        f"{place.use} {place.url}: no right to {_and(missing)}{left}",
+        f"{place}: no right to {_and(missing)}{left}",
         f"give these credentials {needed} on {bucket}, or set others (AWS_ACCESS_KEY_ID, AWS_PROFILE)",
     )
 

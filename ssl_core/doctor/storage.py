@@ -77,7 +77,7 @@ def dvc_remote(settings: Settings) -> Finding:
 
 def _tried(use: str, url: str, settings: Settings, try_it: Callable[[Store, str], Finding]) -> Finding:
     """Nothing is left behind, neither an object nor a folder that was not there before."""
-    place = s3.Place(use, url, True)
+    place = s3.Place("", url, True)
     # In a few seconds, where the patience of what follows is a minute.
     if url.startswith("s3://") and (found := s3.examine(place)) is not None:
         return found
@@ -138,7 +138,7 @@ def s3_rights(settings: Settings, sources: Callable[[], dict[str, str]]) -> Find
     if len(places) > 1 and len(problems) == len(places) and len(causes) == 1:
         cause, problem = causes.popitem()
         return failed(cause, problem.mend)
-    said = ", ".join(f"{place.use} {place.url}" for place in places)
+    said = ", ".join(map(str, places))
     return worst(problems, f"{said}: list, get" + (", put, delete" if any(p.write for p in places) else ""))
 
 
