@@ -88,18 +88,18 @@ def split_url(url: str) -> tuple[str, str]:
 
 
 def make_session() -> Any:
-    """A session of this thread's own: the usual chain of credentials, and no time lost on time stamps."""
-    import boto3
+    """A botocore session: the usual chain of credentials, and no time lost on time stamps."""
     import botocore.session
 
     core = botocore.session.get_session()
     # Half of what a listing costs is its modification times, which nobody reads here.
     core.get_component("response_parser_factory").set_parser_defaults(timestamp_parser=str)
-    return boto3.Session(botocore_session=core)
+    return core
 
 
 def make_client(session: Any, *, connections: int = 10) -> Any:
     """An S3 client that tries again with back-off and does not wait for ever. Raises ``UserError`` for a wrong configuration."""
+    import boto3
     from botocore.config import Config
 
     config = Config(
@@ -112,7 +112,7 @@ def make_client(session: Any, *, connections: int = 10) -> Any:
     )
     endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL", "")
     try:
-        return session.client("s3", config=config)
+        return boto3.Session(botocore_session=session).client("s3", config=config)
     except ValueError as error:  # botocore repeats the address, which may hold a password
         if _is_botocore(error):
             raise

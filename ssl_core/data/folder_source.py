@@ -49,8 +49,8 @@ class FolderSource:
                 next_step="set data.source to the folder that holds the images",
             )
         self._root = self._root.resolve()
-        self._labels_path = _labels_path(project, self._root)
-        self._files, self.ignored = _scan(self._root, self._labels_path)
+        self._labels_file, path = _find_labels(project, self._root)
+        self._files, self.ignored = _scan(self._root, path)
         if not self._files:
             raise UserError(
                 f"no images in {self._root}" + (f" ({self.ignored} files that are no images)" if self.ignored else ""),
@@ -71,18 +71,19 @@ class FolderSource:
         digest = hashlib.sha256(os.fsencode(self._root))
         for file in self._files:
             digest.update(os.fsencode(file.path) + b"\0" + repr(file.stamp).encode() + file.refused.encode() + b"\n")
-        if self._labels_path:
-            digest.update(os.fsencode(self._labels_path) + repr(_stamp(self._labels_path.stat())).encode())
+        if self._labels_file:
+            digest.update(os.fsencode(self._labels_file.place) + self._labels_file.stamp.encode())
         return digest.hexdigest()
 
-    def sync(self, progress: Progress, stop: threading.Event) -> None:
+    def sync(self, progress: Progress, stop: threading.Event) -> int:
         """Nothing to fetch: the files are here."""
+        return 0
 
     def _read_labels(self, project: ProjectConfig) -> dict[str, str]:
         names = [file.path for file in self._files]
-        if self._labels_path:
+        if self._labels_file:
             labels, where = csv_labels(
-                local_labels(self._labels_path),
+                self._labels_file,
                 names,
                 str(self._root),
                 lambda name: _is(Path.is_file, self._root / name),
@@ -94,8 +95,14 @@ class FolderSource:
 
 
 def local_labels(path: Path) -> LabelsFile:
-    """A CSV file on this machine."""
-    return LabelsFile(str(path), partial(path.open, encoding="utf-8-sig", newline=""))
+    """A CSV file on this machine. Raises ``UserError`` where there is none."""
+    if not _is(Path.is_file, path):
+        raise UserError(
+            f"no such file: {path}",
+            place="data.labels",
+            next_step="set data.labels to a CSV file with the columns file,label",
+        )
+    return LabelsFile(str(path), repr(_stamp(path.stat())), partial(path.open, encoding="utf-8-sig", newline=""))
 
 
 def _is(asked: Callable[[Path], bool], path: Path) -> bool:
@@ -106,24 +113,23 @@ def _is(asked: Callable[[Path], bool], path: Path) -> bool:
         return False
 
 
-def _labels_path(project: ProjectConfig, root: Path) -> Path | None:
+def _find_labels(project: ProjectConfig, root: Path) -> tuple[LabelsFile | None, Path | None]:
+    """The file of labels, and its path where it is on this machine."""
     if project.data.labels is None:
-        default = root / LABELS_FILE
-        if default.is_symlink() and not _inside(default, root):
+        path = root / LABELS_FILE
+        if path.is_symlink() and not _inside(path, root):
             raise UserError(
                 "a link that leads out of the source folder",
-                place=str(default),
+                place=str(path),
                 next_step="set data.labels to the file itself",
             )
-        return default if default.is_file() else None
+        return (local_labels(path), path) if path.is_file() else (None, None)
+    if project.data.labels.startswith("s3://"):
+        from ssl_core.data.s3_source import s3_labels
+
+        return s3_labels(project.data.labels), None
     path = root / project.data.labels  # an absolute path stands for itself
-    if not _is(Path.is_file, path):
-        raise UserError(
-            f"no such file: {path}",
-            place="data.labels",
-            next_step="set data.labels to a CSV file with the columns file,label",
-        )
-    return path
+    return local_labels(path), path
 
 
 def _stamp(status: os.stat_result) -> tuple[int, ...]:

@@ -82,10 +82,13 @@ class Item:
 
 @dataclass(frozen=True)
 class LabelsFile:
-    """A CSV file of labels, wherever it lies; ``open`` raises ``OSError`` where it cannot be read."""
+    """A CSV file of labels, wherever it lies."""
 
     place: str
+    stamp: str
+    """Changes with the content."""
     open: Callable[[], TextIO]
+    """Raises ``OSError``, or the platform's error, where it cannot be read."""
 
 
 def display_name(path: str) -> str:

@@ -28,8 +28,11 @@ class Source(Protocol):
         """Changes whenever the content may have changed; made without reading any content."""
         ...
 
-    def sync(self, progress: Progress, stop: threading.Event) -> None:
-        """Brings what lies elsewhere onto this machine, so that reading it is quick. What is here is not fetched again."""
+    def sync(self, progress: Progress, stop: threading.Event) -> int:
+        """Brings what lies elsewhere onto this machine, so that reading it is quick; returns how many files that were.
+
+        What is here is not fetched again. Raises ``TryAgain`` where told to stop; what has arrived stays.
+        """
         ...
 
 
@@ -78,5 +81,6 @@ class SampleSource:
     def fingerprint(self) -> str:
         return f"sample:{self._name}:{self._version}"
 
-    def sync(self, progress: Progress, stop: threading.Event) -> None:
+    def sync(self, progress: Progress, stop: threading.Event) -> int:
         """A sample that must be downloaded is, when its items are asked for."""
+        return 0
