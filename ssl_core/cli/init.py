@@ -15,8 +15,8 @@ import click
 import yaml
 
 from ssl_core.cli.common import load_settings
-from ssl_core.config.load import load_project
-from ssl_core.config.project import NAME_PATTERN, DataConfig, ProjectConfig, SplitConfig
+from ssl_core.config.load import load_project, parse_project
+from ssl_core.config.project import NAME_PATTERN, SplitConfig
 from ssl_core.config.settings import expand
 from ssl_core.errors import UserError
 from ssl_core.validation.report import plural, printable
@@ -35,7 +35,10 @@ _MOST_UNREADABLE = 0.2
 @click.command()
 @click.argument("name")
 @click.option(
-    "--data", required=True, metavar="PATH", help="Folder with the images, or sample://digits, sample://animals."
+    "--data",
+    required=True,
+    metavar="PATH",
+    help="Folder with the images, s3://bucket/prefix, or sample://digits, sample://animals.",
 )
 @click.option(
     "--projects-dir",
@@ -109,8 +112,9 @@ def look(name: str, data: str) -> Look:
     from ssl_core.data.sources import Refused, open_source
 
     _check_name(name)
-    config = DataConfig(source=data if "://" in data else str(_absolute(data)))
-    items = list(open_source(ProjectConfig(name=name, data=config)).items())
+    source = data if "://" in data else str(_absolute(data))
+    project = parse_project({"name": name, "data": {"source": source}}, place="--data")
+    config, items = project.data, list(open_source(project).items())
     labels: dict[str, int] = {}
     for item in items:
         if item.label is not None:
@@ -258,6 +262,8 @@ def _why_side(median: int, side: int) -> str:
 def _layout(data: str, labels: dict[str, int]) -> str:
     from ssl_core.data.sources import LABELS_FILE
 
+    if data.startswith("s3://"):
+        return f"a folder in S3{'' if labels else ' without labels'}"
     if "://" in data:
         return f"bundled sample {data.split('://')[1]}"
     if (_absolute(data) / LABELS_FILE).is_file():
