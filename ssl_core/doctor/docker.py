@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import socket
+import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -24,10 +25,12 @@ if TYPE_CHECKING:
 
 INSIDE_SECONDS = 25.0
 _PROBE_SECONDS = 20
+_LEFT_SECONDS = 300.0
 _ANSWER_SECONDS = 5
 _SOCKET = "unix:///var/run/docker.sock"
 _VERSION_LABEL = "org.opencontainers.image.version"
 _LABEL = {"ssl.doctor": __version__}
+_NAMES = {"artifacts": "MLflow artifacts", "store": "store", "dvc-remote": "DVC remote"}
 _NOT_NEEDED = "every step is a local process (SSL_RUNNER, runner: docker)"
 _NO_ENGINE = "needs a Docker engine that answers"
 _NO_DRIVER = (
@@ -123,7 +126,7 @@ def connect() -> APIClient | Finding:
     from requests.exceptions import RequestException
 
     try:
-        client = docker.APIClient(base_url=url, version="auto", timeout=_ANSWER_SECONDS, tls=_tls())
+        client = docker.APIClient(version="auto", timeout=_ANSWER_SECONDS, **docker.utils.kwargs_from_env())
         client.ping()
     except (DockerException, RequestException, OSError) as error:
         causes = _chain(error)
@@ -143,19 +146,6 @@ def connect() -> APIClient | Finding:
             "start it, or correct DOCKER_HOST, DOCKER_TLS_VERIFY, DOCKER_CERT_PATH",
         )
     return client
-
-
-def _tls() -> Any:
-    certificates = os.environ.get("DOCKER_CERT_PATH")
-    if not certificates:
-        return False
-    from docker.tls import TLSConfig
-
-    return TLSConfig(
-        client_cert=(f"{certificates}/cert.pem", f"{certificates}/key.pem"),
-        ca_cert=f"{certificates}/ca.pem",
-        verify=bool(os.environ.get("DOCKER_TLS_VERIFY")),
-    )
 
 
 def _socket_problem(path: Path) -> Finding | None:
@@ -258,9 +248,9 @@ def inside(settings: Settings, docker: Docker) -> Finding:
     for name, raw in said["findings"].items():
         found = Finding(**raw)
         if found.status in ("failed", "warning"):
-            problems.append(Finding(found.status, "", f"{name}: {found.cause}", _for_containers(found, way)))
+            problems.append(Finding(found.status, "", f"{_NAMES[name]}: {found.cause}", _for_containers(found, way)))
         else:
-            fine.append(name)
+            fine.append(_NAMES[name])
     if said["version"] != __version__:
         problems.append(failed(f"the image holds ssl-core {said['version']}, and this is {__version__}", "make images"))
     more = len(docker.ways()) - 1
@@ -268,9 +258,11 @@ def inside(settings: Settings, docker: Docker) -> Finding:
         f" ({more} more way{'s' if more > 1 else ''} to make containers: ssl-core doctor PROJECT)" if more > 0 else ""
     )
     if "artifacts" not in said["findings"]:
-        fine.append("MLflow not tried, it does not answer here")
+        also += "; MLflow not tried, it does not answer here"
     return worst(
-        problems, f"as user {said['user']} on network {way.network}, Python {said['python']}: {', '.join(fine)}{also}"
+        problems,
+        f"{', '.join(fine)} written, read, deleted as user {said['user']} on network {way.network}, "
+        f"Python {said['python']}{also}",
     )
 
 
@@ -289,7 +281,12 @@ def _loopback_addresses(settings: Settings, way: Containers) -> Finding | None:
 
 
 def _for_containers(found: Finding, way: Containers) -> str:
-    """On a network of its own a container does not reach this machine's loopback."""
+    """A container has a network of its own, and none of this machine's files."""
+    if "no AWS credentials" in found.cause:
+        return (
+            "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY where the platform is started, or Airflow's connection ssl_s3: "
+            "profiles of this machine are not there in a container"
+        )
     if way.network != "host" and ("reached" in found.cause or "answers" in found.cause):
         return f"set an address that the network {way.network} reaches, or SSL_DOCKER_NETWORK=host"
     return found.mend
@@ -456,6 +453,7 @@ def _run(client: APIClient, container: dict[str, Any], seconds: float) -> dict[s
     made = ""
     image = container["image"]
     try:
+        _sweep(client)
         made = str(client.create_container(labels=_LABEL, **container)["Id"])
         client.start(made)
         code = client.wait(made, timeout=seconds)["StatusCode"]
@@ -482,6 +480,13 @@ def _run(client: APIClient, container: dict[str, Any], seconds: float) -> dict[s
         if "No module named" in last:
             return failed(f"{image} does not hold this ssl-core: {last}", "make images")
         return failed(f"{image} ended with {code}: {last[:300]}", "make images")
+
+
+def _sweep(client: APIClient) -> None:
+    """What doctors left that were interrupted: their containers end by themselves, and stay until somebody removes them."""
+    for each in client.containers(all=True, filters={"label": list(_LABEL), "status": "exited"}):
+        if time.time() - float(each["Created"]) > _LEFT_SECONDS:
+            client.remove_container(each["Id"], force=True, v=True)
 
 
 _REFUSALS: tuple[tuple[tuple[str, ...], str, Callable[[str], str]], ...] = (

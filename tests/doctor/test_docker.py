@@ -29,6 +29,7 @@ class Engine:
         self.image, self.prints, self.code, self.refuses = image, prints, code, refuses
         self.made: list[dict] = []
         self.removed = 0
+        self.left: list[dict] = []
         self.errors = ""
 
     def __call__(self, method, path, body):
@@ -39,6 +40,7 @@ class Engine:
             "/version": (200, {"Version": "28.0.1", "ApiVersion": "1.48", "MinAPIVersion": "1.24"}),
             "/info": (200, {"MemTotal": 8 * 2**30, "NCPU": 4}),
             "/networks": (200, []),
+            "/containers/json": (200, self.left),
         }
         if where in answers:
             return answers[where]
@@ -211,7 +213,7 @@ def test_what_fails_inside_is_told_with_its_mend(in_containers, engine):
     docker = subject(in_containers)
     found = doctor.inside(in_containers, docker)
     assert found.status == "failed"
-    assert "artifacts: an artifact cannot be written" in found.cause
+    assert "MLflow artifacts: an artifact cannot be written" in found.cause
     assert found.mend == "see the server's log"
     assert doctor.shared_memory(in_containers, docker).status == "failed"
     assert doctor.memory(in_containers, docker).status == "warning"
@@ -241,6 +243,21 @@ def test_an_image_of_an_older_ssl_core(in_containers, engine):
     engine().errors = "python: No module named ssl_core.doctor"
     found = doctor.inside(in_containers, subject(in_containers))
     assert "does not hold this ssl-core" in found.cause
+
+
+def test_what_an_interrupted_doctor_left_is_removed(in_containers, engine):
+    fake = engine(prints=json.dumps(FINE))
+    fake.left = [{"Id": "old", "Created": time.time() - 3600}, {"Id": "of-another-doctor", "Created": time.time() - 5}]
+    doctor.inside(in_containers, subject(in_containers))
+    assert fake.removed == 2  # the old one and its own
+
+
+def test_credentials_of_a_file_do_not_reach_into_a_container(in_containers, engine):
+    bad = {"status": "failed", "cause": "s3://b/store: no AWS credentials were found", "mend": "set AWS_PROFILE"}
+    engine(prints=json.dumps(FINE | {"findings": {"store": bad}}))
+    found = doctor.inside(in_containers, subject(in_containers))
+    assert "ssl_s3" in found.mend
+    assert "AWS_PROFILE" not in found.mend
 
 
 def test_secrets_are_in_the_environment_of_the_container_and_nowhere_else(in_containers, engine, monkeypatch):

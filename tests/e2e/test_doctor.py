@@ -222,7 +222,7 @@ def test_inside_the_training_image(image, airflow: Platform, examine: Examine):
     for name in ("docker engine", "docker image", "inside the image", "memory"):
         assert found[name]["status"] == "ok", found[name]
     assert f"ssl-core {__version__}" in found["docker image"]["found"]
-    for words in ("artifacts", "store", "dvc-remote", f"user {os.getuid()}"):
+    for words in ("MLflow artifacts", "store", "DVC remote", f"user {os.getuid()}"):
         assert words in found["inside the image"]["found"]
     assert "256 MiB" in found["shared memory"]["found"]
     assert found["gpu"]["status"] == "skipped"
