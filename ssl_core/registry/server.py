@@ -12,7 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from ssl_core.config.settings import Settings
+from ssl_core.config.settings import Settings, expand
 from ssl_core.daemon import Daemon, Record, free_port, port_taken
 from ssl_core.errors import TryAgain, UserError
 from ssl_core.registry.client import check_reachable, get
@@ -86,6 +86,7 @@ def start_server(settings: Settings, note: Callable[[str], None] | None = None) 
         ours = daemon.record()
         port = _port(ours) if ours else 0
         if ours is not None and port == settings.mlflow_port:
+            _same_artifacts(settings, ours)
             return settings.local_mlflow_url
         if ours is not None:
             raise UserError(
@@ -103,22 +104,44 @@ def start_server(settings: Settings, note: Callable[[str], None] | None = None) 
     return settings.local_mlflow_url
 
 
+def _artifacts(settings: Settings) -> str:
+    """Where the server keeps artifacts: a folder of its own, or what ``SSL_MLFLOW_ARTIFACTS`` says."""
+    if "://" in settings.mlflow_artifacts:
+        return settings.mlflow_artifacts.rstrip("/")
+    return str(
+        expand(settings.mlflow_artifacts) if settings.mlflow_artifacts else _daemon(settings).folder / "artifacts"
+    )
+
+
+def _same_artifacts(settings: Settings, ours: Record) -> None:
+    """The server passes artifacts on to one place, which it was told when it started."""
+    there = ours.extra.get("artifacts")
+    if there and there != _artifacts(settings):
+        raise UserError(
+            f"the MLflow server that runs keeps artifacts in {there}, not in {_artifacts(settings)}",
+            place="SSL_MLFLOW_ARTIFACTS",
+            next_step="ssl-core mlflow stop, then run again; artifacts of earlier runs stay where they are and are not moved",
+        )
+
+
 def _spawn(settings: Settings) -> int:
     daemon = _daemon(settings)
     folder = daemon.folder
-    artifacts = folder / "artifacts"
-    artifacts.mkdir(exist_ok=True)
+    artifacts = _artifacts(settings)
+    if "://" not in artifacts:
+        Path(artifacts).mkdir(parents=True, exist_ok=True)
     command = [
         sys.executable, "-m", "mlflow", "server",
         "--backend-store-uri", f"sqlite:///{folder / 'mlflow.db'}",
-        "--artifacts-destination", str(artifacts),
+        "--artifacts-destination", artifacts,
         "--host", "127.0.0.1", "--port", str(settings.mlflow_port), "--workers", "1",
         "--uvicorn-opts", "--log-level warning",  # an access log would grow without end
     ]  # fmt: skip
-    environment = {k: v for k, v in os.environ.items() if not k.startswith("MLFLOW_")} | _SERVER_ENVIRONMENT
+    environment = {k: v for k, v in os.environ.items() if not k.startswith("MLFLOW_") or k.startswith("MLFLOW_S3_")}
+    environment |= _SERVER_ENVIRONMENT
     # MLflow starts uvicorn through the shell's search path.
     environment["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{environment.get('PATH', os.defpath)}"
-    return daemon.start(command, env=environment, cwd=folder, port=settings.mlflow_port)
+    return daemon.start(command, env=environment, cwd=folder, port=settings.mlflow_port, artifacts=artifacts)
 
 
 def wait_for_server(settings: Settings, timeout: float = _START_SECONDS) -> str:

@@ -126,6 +126,24 @@ def test_a_reused_pid_is_never_stopped(local: Settings) -> None:
         other.kill()
 
 
+def test_a_server_that_keeps_artifacts_elsewhere_is_told(local: Settings) -> None:
+    """Its artifacts would be looked for in one place and written to another."""
+    folder = local.root / "mlflow"
+    folder.mkdir(parents=True)
+    record = {"pid": os.getpid(), "started": psutil.Process().create_time(), "port": local.mlflow_port}
+    try:
+        (folder / "server.json").write_text(json.dumps(record | {"artifacts": "s3://bucket/here"}))
+        at = {"home": local.home, "mlflow_port": local.mlflow_port}
+        assert start_server(Settings(**at, mlflow_artifacts="s3://bucket/here/")) == local.local_mlflow_url
+        for other in ("s3://bucket/there", ""):
+            with pytest.raises(UserError, match="keeps artifacts in s3://bucket/here, not in") as caught:
+                start_server(Settings(**at, mlflow_artifacts=other))
+            assert caught.value.place == "SSL_MLFLOW_ARTIFACTS"
+            assert "ssl-core mlflow stop" in caught.value.next_step
+    finally:
+        (folder / "server.json").unlink()  # this process is not to be stopped
+
+
 def test_a_server_that_dies_while_starting_is_reported_with_its_log(
     local: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
