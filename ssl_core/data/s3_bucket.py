@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import hmac
+import random
 import socket
 import ssl
 import threading
@@ -30,6 +31,7 @@ THREADS = 16
 _PAGE = 1000
 _FOLDERS_LISTED_AT_ONCE = 64
 _TIMEOUT = 60.0
+_BROKEN_OFF = 3
 _LINE, _LINES, _BUFFER = 65_536, 200, 65_536
 _EMPTY_SHA256 = hashlib.sha256(b"").hexdigest()
 _GONE = ("NoSuchKey", "404", "NoSuchVersion")
@@ -151,6 +153,20 @@ class Bucket:
         if answer["ETag"] != wanted.etag or len(data) != end - start:  # a server that knows no If-Match
             raise Changed
         return data
+
+    def _answer(self, **request: Any) -> tuple[dict[str, Any], bytes]:
+        """boto3 asks again where there is no answer; where one breaks off in the middle, that is left to the caller."""
+        from botocore.exceptions import HTTPClientError, IncompleteReadError
+
+        for attempt in range(_BROKEN_OFF + 1):
+            answer = self._client.get_object(Bucket=self.name, **request)
+            try:
+                return answer, bytes(answer["Body"].read())  # raises where fewer bytes come than were announced
+            except (HTTPClientError, IncompleteReadError):
+                if attempt == _BROKEN_OFF:
+                    raise
+                time.sleep(random.random() * 2**attempt)  # noqa: S311 - apart from each other, nothing else
+        raise AssertionError("unreachable")
 
     def close_connections(self) -> None:
         """Ends waits for bytes that do not come, in whichever thread."""
