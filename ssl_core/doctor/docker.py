@@ -297,7 +297,7 @@ def shared_memory(settings: Settings, docker: Docker) -> Finding:
         return machine.shared_memory()
     said = docker.said()
     if isinstance(said, Finding):
-        return skipped("see the container's own check")
+        return skipped(said.found or "see `inside the image`")
     wanted, has = docker.ways()[0].shm, said["shm"] or 0
     # The kernel counts in pages.
     if has < wanted * 0.99:
@@ -313,7 +313,7 @@ def memory(settings: Settings, docker: Docker) -> Finding:
         return machine.memory()
     said = docker.said()
     if isinstance(said, Finding):
-        return skipped("see the container's own check")
+        return skipped(said.found or "see `inside the image`")
     wanted, has = docker.ways()[0].memory, said["memory"]
     if has is None:
         return warning(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import socket
@@ -13,10 +14,12 @@ from pathlib import Path
 from typing import Any
 
 import boto3
+import docker
 import pytest
 
 from ssl_core import __version__
 from tests.e2e.test_run import free_port
+from tests.e2e.tools.base_image import NoEngine, base_image
 from tests.e2e.tools.platform import Platform
 from tests.e2e.tools.s3_server import S3Server, s3_server
 
@@ -202,8 +205,19 @@ def test_an_engine_that_is_down(examine: Examine, tmp_path: Path):
 # ---- with Docker
 
 
+@pytest.fixture(scope="module")
+def base() -> str:
+    """A base image, and with it an engine that runs; where there can be none these tests are left out, but not in CI."""
+    try:
+        return base_image()
+    except NoEngine as error:
+        if os.environ.get("CI"):
+            raise
+        pytest.skip(str(error))
+
+
 @pytest.mark.docker
-def test_an_image_that_is_missing(examine: Examine):
+def test_an_image_that_is_missing(base: str, examine: Examine):
     found = examine(2, SECONDS_WITH_DOCKER, SSL_RUNNER="docker", SSL_DOCKER_IMAGE="ssl-core-not-there:1")
     assert failed(found) == {"docker image"}
     assert "make images" in found["docker image"]["mend"]
@@ -211,7 +225,7 @@ def test_an_image_that_is_missing(examine: Examine):
 
 
 @pytest.fixture(scope="module")
-def image() -> str:
+def image(base: str) -> str:
     images = pytest.importorskip("tests.e2e.tools.images")
     return str(images.training_image())
 
@@ -237,3 +251,24 @@ def test_inside_the_training_image_with_everything_in_s3(image, server, client, 
     more["AWS_SECRET_ACCESS_KEY"] = "not-the-secret-of-anybody"
     found = examine(2, SECONDS_WITH_DOCKER, SSL_RUNNER="docker", SSL_DOCKER_IMAGE=image, **more)
     assert "secret access key is wrong" in found["inside the image"]["cause"]
+
+
+_HANGS = """
+FROM {base}
+RUN mkdir -p /opt/job/ssl_core/doctor /scratch && touch /opt/job/ssl_core/__init__.py /opt/job/ssl_core/doctor/__init__.py \\
+    && echo "import time; time.sleep(600)" > /opt/job/ssl_core/doctor/inside.py
+ENV PYTHONPATH=/opt/job
+LABEL org.opencontainers.image.version={version}
+"""
+
+
+@pytest.mark.docker
+def test_a_container_that_hangs(base: str, examine: Examine):
+    engine, tag = docker.APIClient(), "ssl-core-test-hangs:1"
+    text = _HANGS.format(base=base, version=__version__)
+    said = [str(event) for event in engine.build(fileobj=io.BytesIO(text.encode()), tag=tag, rm=True, decode=True)]
+    assert engine.images(tag), said[-3:]
+    found = examine(2, SECONDS_WITH_DOCKER, SSL_RUNNER="docker", SSL_DOCKER_IMAGE=tag)
+    assert failed(found) == {"inside the image"}
+    assert "did not end within" in found["inside the image"]["cause"]
+    assert not engine.containers(all=True, filters={"label": "ssl.doctor", "ancestor": tag})
