@@ -135,10 +135,7 @@ class Bucket:
         part = {} if (start, end) == (0, wanted.size) else {"Range": f"bytes={start}-{end - 1}"}
         with s3_errors(f"{self.url}/{wanted.key}"):
             try:
-                answer = self._client.get_object(Bucket=self.name, Key=wanted.key, IfMatch=wanted.etag, **part)
-                data = bytes(
-                    answer["Body"].read()
-                )  # raises where the connection breaks off before the announced length
+                answer, data = self._answer(Key=wanted.key, IfMatch=wanted.etag, **part)
             except self._client.exceptions.ClientError as error:
                 code = error_code(error)
                 if code in _GONE:
