@@ -92,6 +92,10 @@ def _missing_rights(place: Place, s3: Any) -> Finding | None:
     if place.write:
         has("delete", lambda: s3.delete_object(Bucket=bucket, Key=own))
     if not missing:
+        if not place.write and key is None:
+            return failed(
+                f"{place}: nothing lies there", "correct data.source in the project file; a prefix is a folder's name"
+            )
         return None
     left = f"; {own} was left there" if written is not None and "delete" in missing else ""
     needed = "list, get, put and delete" if place.write else "list and get"

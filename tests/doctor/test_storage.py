@@ -125,6 +125,12 @@ def test_a_source_is_only_read(bucket):
     assert asked == ["list", "get"]
 
 
+def test_a_source_without_anything_is_told(bucket):
+    bucket(lambda right: None, keys=())
+    assert "nothing lies there" in s3.examine(SOURCE).cause
+    assert s3.examine(PLACE) is None  # an empty store is how one begins
+
+
 @pytest.mark.parametrize(
     ("denied", "words"),
     [
