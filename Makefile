@@ -9,7 +9,7 @@ export UV_FIND_LINKS ?= $(shell python3 -m pip config get global.find-links 2>/d
 # TORCH=cpu or TORCH=cu130 picks the build of torch; unset, the package index's default is taken (CUDA on Linux).
 TORCH_BACKEND := $(if $(TORCH),--torch-backend $(TORCH))
 
-.PHONY: setup demo up down status logs test e2e lint format docs lock clean
+.PHONY: setup demo up down status logs test e2e lint format docs lock images clean
 
 setup: $(VENV)/.installed $(AIRFLOW)/.installed
 
@@ -57,6 +57,7 @@ lint: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/hadolint docker/*.Dockerfile
 	PYTHONPATH=dags $(BIN)/lint-imports
 	$(BIN)/ssl-core lint projects/*.yaml
 
@@ -82,6 +83,18 @@ lock: setup
 	$(COMPILE) pyproject.toml --extra airflow --extra airflow-dev -c requirements/airflow.txt -o requirements/airflow-dev.txt
 	$(COMPILE) $(PINNED) --group mlflow -o requirements/mlflow.txt
 	$(COMPILE) $(PINNED) --group build -o requirements/build.txt
+
+# The images of jobs, Airflow and MLflow: ssl-core-training, ssl-core-airflow and ssl-core-mlflow, with the version as tag.
+# TORCH as above; BASE_IMAGE another Debian with Python 3.11; BUILD_FLAGS whatever else `docker build` takes.
+DOCKER ?= docker
+VERSION := $(shell sed -n 's/^version = "\(.*\)"/\1/p' pyproject.toml)
+REVISION = $(shell git describe --always --abbrev=40 --dirty --exclude '*' 2>/dev/null || echo unknown)
+
+images: image-training image-airflow image-mlflow
+
+image-%: docker/%.Dockerfile
+	$(DOCKER) build -f $< -t ssl-core-$*:$(VERSION) --build-arg VERSION=$(VERSION) --build-arg REVISION=$(REVISION) \
+		$(foreach name,BASE_IMAGE BUILD_IMAGE TORCH,$(if $($(name)),--build-arg $(name)=$($(name)))) $(BUILD_FLAGS) .
 
 clean:
 	rm -rf $(VENV) $(AIRFLOW) .pytest_cache .ruff_cache .mypy_cache .import_linter_cache
