@@ -75,7 +75,7 @@ def engine() -> str:
         return client
     if os.environ.get("DOCKER_HOST"):
         raise NoEngine("the engine that DOCKER_HOST names does not answer")
-    with _one_at_a_time():
+    with one_at_a_time("engine"):
         if client := _answering_client():
             return client
         if os.geteuid() != 0:
@@ -102,7 +102,7 @@ def base_image() -> str:
     trusted = _TRUSTED.read_text() if _TRUSTED.exists() else ""
     recipe = f"{inspect.getsource(_make_base)} {_PACKAGES} {_LEFT_OUT} {trusted}"
     name = f"{_BASE}:3.11-{hashlib.sha256(recipe.encode()).hexdigest()[:12]}"
-    with _one_at_a_time():
+    with one_at_a_time("base-image"):
         if not _exists(client, name):
             _make_base(client, name)
     return name
@@ -115,7 +115,7 @@ def build_image() -> str:
         return base
     listing = "\n".join([base, *(f"{wheel.name} {wheel.stat().st_size}" for wheel in wheels)])
     name = f"{_BUILD}:3.11-{hashlib.sha256(listing.encode()).hexdigest()[:12]}"
-    with _one_at_a_time():
+    with one_at_a_time("build-image"):
         if not _exists(client, name):
             with tempfile.TemporaryDirectory() as folder:
                 for wheel in wheels:
@@ -175,9 +175,9 @@ def _install(program: str, *packages: str) -> None:
 
 
 @contextmanager
-def _one_at_a_time() -> Iterator[None]:
+def one_at_a_time(what: str) -> Iterator[None]:
     """Among the processes of this machine, so that two test runs do not make the same thing twice."""
-    with Path(tempfile.gettempdir(), f"ssl-core-images-{os.getuid()}.lock").open("w") as file:
+    with Path(tempfile.gettempdir(), f"ssl-core-{what}-{os.getuid()}.lock").open("w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield
 
