@@ -88,12 +88,13 @@ lock: setup
 # TORCH as above; BASE_IMAGE another Debian with Python 3.11; BUILD_FLAGS whatever else `docker build` takes.
 DOCKER ?= docker
 VERSION := $(shell sed -n 's/^version = "\(.*\)"/\1/p' pyproject.toml)
+TAG ?= $(VERSION)
 REVISION = $(shell git describe --always --abbrev=40 --dirty --exclude '*' 2>/dev/null || echo unknown)
 
 images: image-training image-airflow image-mlflow
 
 image-%: docker/%.Dockerfile
-	$(DOCKER) build -f $< -t ssl-core-$*:$(VERSION) --build-arg VERSION=$(VERSION) --build-arg REVISION=$(REVISION) \
+	$(DOCKER) build -f $< -t ssl-core-$*:$(TAG) --build-arg VERSION=$(VERSION) --build-arg REVISION=$(REVISION) \
 		$(foreach name,BASE_IMAGE BUILD_IMAGE TORCH,$(if $($(name)),--build-arg $(name)=$($(name)))) $(BUILD_FLAGS) .
 
 clean:

@@ -58,12 +58,13 @@ def mlflow_image() -> str:
     return _built("mlflow")
 
 
-def build(name: str, *flags: str, source: Path = REPOSITORY, version: str = __version__) -> str:
+def build(name: str, *flags: str, source: Path = REPOSITORY, version: str = __version__, tag: str = __version__) -> str:
     """`make image-NAME` in ``source``; returns what it said. Fails as it does."""
     client = engine()
     given = [
         f"DOCKER={client}",
         f"VERSION={version}",
+        f"TAG={tag}",
         f"BASE_IMAGE={base.base_image()}",
         f"BUILD_IMAGE={base.build_image()}",
     ]
