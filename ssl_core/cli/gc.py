@@ -87,6 +87,7 @@ def cache_overflow(settings: Settings) -> Iterator[Removable]:
             path.is_file()
             and not path.is_symlink()
             and path.relative_to(settings.cache).parts[0] not in ("locks", "scratch")
+            and not path.name.endswith("-journal")  # SQLite's: it goes with its database, and protects it until then
         ):
             names[path.stat().st_ino].append(path)
     files = [(paths[0].stat(), paths) for paths in names.values()]
