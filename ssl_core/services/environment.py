@@ -174,6 +174,8 @@ def _airflow_defaults(settings: Settings) -> dict[str, str]:
             "simple_auth_manager_users": f"{USER}:admin",
             "simple_auth_manager_passwords_file": password_file(settings),
         },
+        # SQLite lets one write at a time: on a busy machine the next waits its turn rather than fail after five seconds.
+        "database": {"sql_alchemy_conn": f"sqlite:///{airflow_home(settings) / 'airflow.db'}?timeout=60"},
         "api": {"host": "127.0.0.1", "port": settings.airflow_port, "base_url": settings.browser_airflow_url, "workers": 1},
         # After a quick restart the last scheduler still counts as alive for half a minute: its tasks are looked for again soon,
         # not after Airflow's five minutes.

@@ -148,6 +148,8 @@ def ingested(remote: Remote) -> Remote:
         remote.write(name, ALWAYS)
     for name in names:
         wait_until(lambda name=name: remote.dag(f"{name}.pretrain") is not None, 60, f"{name} in the UI")
+        # A new encoder would wake it, and it would take its turn in the pool before a retry.
+        remote.api.patch(f"dags/{name}.finetune", {"is_paused": True})
     runs = {name: remote.trigger(f"{name}.ingest") for name in names}
     for name, run in runs.items():
         remote.wait(f"{name}.ingest", run)
