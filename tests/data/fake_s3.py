@@ -101,6 +101,12 @@ def fake_s3() -> Iterator[FakeS3]:
             key = unquote(parts.path).removeprefix("/bucket").removeprefix("/")
             headers = {name.lower(): value for name, value in self.headers.items()}
             status, body, more = fake.answer(self.command, key or "?list", parse_qs(parts.query), headers)
+            try:
+                self._send(status, body, more)
+            except OSError:  # the client has gone
+                self.close_connection = True
+
+        def _send(self, status: int, body: bytes, more: dict[str, str]) -> None:
             self.send_response(status)
             for name, value in more.items():
                 self.send_header(name, value)

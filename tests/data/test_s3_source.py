@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sqlite3
 import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -485,3 +486,22 @@ def test_ingest_from_s3(
     assert ingest.fingerprint(project) == before
     assert len(s3.fetched) == 61, "each object once: the second reading is of the copies"
     assert error("x")[0] == 403
+
+
+def test_told_to_stop_it_waits_for_no_server(s3: FakeS3, open_s3: Callable[..., Source]) -> None:
+    s3.put({f"data/{i}.png": b"x" for i in range(40)})
+    hang, stop = threading.Event(), threading.Event()
+
+    def never(method: str, key: str, headers: dict[str, str]) -> None:
+        stop.set()
+        hang.wait(20)
+
+    source = open_s3()
+    s3.before = never
+    started = time.monotonic()
+    try:
+        with pytest.raises(TryAgain, match="told to stop"):
+            source.sync(NoProgress(), stop)
+        assert time.monotonic() - started < 3.5
+    finally:
+        hang.set()
