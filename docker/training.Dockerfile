@@ -38,7 +38,7 @@ FROM ${BASE_IMAGE}
 # hadolint ignore=DL3008
 RUN apt-get update -qq \
     && apt-get install -y -qq --no-install-recommends ca-certificates git libnss-wrapper openssh-client \
-    && rm -rf /var/lib/apt/lists/* /var/log/* /var/cache/*
+    && rm -rf /var/lib/apt/lists/* /var/log/* /var/cache/* /usr/share/locale/* /usr/share/man/*
 COPY docker/ssh /usr/local/bin/ssh
 # Scratch is a volume of the job, and all that it may write; the cache is one that jobs share.
 # The data repository is mounted, and belongs to whom it belongs.
