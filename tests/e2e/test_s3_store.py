@@ -106,6 +106,7 @@ def test_storage_that_does_not_answer_is_told(fault, tmp_path, monkeypatch):
             "AWS_ENDPOINT_URL": place,
             "AWS_DEFAULT_REGION": "us-east-1",
             "AWS_EC2_METADATA_DISABLED": "true",
+            "AWS_MAX_ATTEMPTS": "1",
         }
         environment |= {
             "AWS_SHARED_CREDENTIALS_FILE": str(tmp_path / "none"),
