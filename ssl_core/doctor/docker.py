@@ -10,9 +10,10 @@ from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from urllib.parse import unquote, urlsplit
+from urllib.parse import urlsplit
 
 from ssl_core import __version__
+from ssl_core.config.container import host_limits, job_container, local_places
 from ssl_core.config.runner import DEFAULT_IMAGE, Containers
 from ssl_core.config.settings import Settings
 from ssl_core.doctor import machine
@@ -40,13 +41,7 @@ _NO_DRIVER = (
     "nvidia-container-cli",
 )
 _ON_THE_CPU = "to train on the CPU set runner.gpus (SSL_DOCKER_GPUS) to 0"
-_SCRATCH, _CACHE, _CACHE_VOLUME, _JOB_UID = "/scratch", "/cache", "ssl-core-cache", "10001:10001"
 _LOOPBACK = ("127.0.0.1", "localhost", "::1")
-_PROXIES = ("http_proxy", "https_proxy", "no_proxy", "HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY")
-_NOT_INSIDE = (
-    "SSL_CERT_FILE", "SSL_CERT_DIR", "SSL_JOB_PYTHON", "SSL_AIRFLOW_VENV", "SSL_PROJECTS_DIR", "SSL_PLATFORM_ID",
-    "AWS_PROFILE", "AWS_CONFIG_FILE", "AWS_SHARED_CREDENTIALS_FILE", "AWS_CA_BUNDLE",
-)  # fmt: skip
 
 
 class Docker:
@@ -380,7 +375,7 @@ def run(
 ) -> dict[str, Any] | Finding:
     """The JSON that ``command`` prints in a container with a job's network, environment, user, mounts and limits."""
     # A folder that is not there cannot be mounted; `ssl-core up` makes it, and before that it shall not stay.
-    made = [folder for place in _local_places(settings) for folder in machine.missing_folders(place)]
+    made = [folder for place in local_places(settings) for folder in machine.missing_folders(place)]
     for folder in made:
         folder.mkdir(parents=True, exist_ok=True)
     try:
@@ -392,57 +387,11 @@ def run(
 
 
 def as_a_job(client: APIClient, way: Containers, settings: Settings) -> dict[str, Any]:
-    """What ``create_container`` gets, but for image and command: the same that a job gets from the Docker runner.
-
-    It stands here a second time because the runner belongs to Airflow's side; a test over there compares the two.
-    """
-    from docker.types import Mount
-
-    places = _local_places(settings)
-    mounts = [Mount(_SCRATCH, None, type="volume")]
-    mounts += [Mount(str(place), str(place), type="bind") for place in places]
-    if not places:
-        mounts.append(Mount(_CACHE, _CACHE_VOLUME, type="volume"))
-    limit = way.memory or int(client.info()["MemTotal"] * 0.9)
-    public, secret = settings.job_environment()
-    environment = {
-        **{name: os.environ[name] for name in _PROXIES if name in os.environ},
-        **{name: value for name, value in public.items() if name not in _NOT_INSIDE},
-        **({} if places else {"SSL_HOME": f"{_SCRATCH}/home", "SSL_CACHE_DIR": _CACHE}),
-        "HOME": _SCRATCH,
-        "TMPDIR": _SCRATCH,
-        "PYTHONUNBUFFERED": "1",
-        **way.environment,
-        **secret,
-    }
+    """What ``create_container`` gets, but for image and command: the same that a job gets from the Docker runner."""
     return {
-        "environment": environment,
-        "user": f"{os.getuid()}:{os.getgid()}" if places else _JOB_UID,
-        "working_dir": _SCRATCH,
-        "host_config": client.create_host_config(
-            mounts=mounts, network_mode=way.network, init=True, read_only=True,
-            tmpfs={"/tmp": "rw,nosuid,nodev,mode=1777,size=256m"},  # noqa: S108
-            cap_drop=["ALL"], security_opt=["no-new-privileges"], pids_limit=4096,
-            mem_limit=limit, memswap_limit=limit,
-            nano_cpus=int(way.cpus * 1e9) if way.cpus else None, shm_size=way.shm,
-        ),
-    }  # fmt: skip
-
-
-def _local_places(settings: Settings) -> list[Path]:
-    """The folders of this machine that jobs write: none where store, data repository and DVC remote are all elsewhere."""
-    urls = (settings.store_url, settings.data_repo_url, settings.dvc_remote_url)
-    places = [path for path in map(_local, urls) if path is not None]
-    if not places:
-        return []
-    places = [settings.root, settings.cache, *places]
-    return sorted({p for p in places if not any(p != other and p.is_relative_to(other) for other in places)})
-
-
-def _local(url: str) -> Path | None:
-    if url.startswith("file://"):
-        return Path(unquote(urlsplit(url).path))
-    return None if "://" in url or ":" in url.partition("/")[0] else Path(url).absolute()
+        **job_container(way, settings, *settings.job_environment()),
+        "host_config": client.create_host_config(**host_limits(way, settings, client.info()["MemTotal"])),
+    }
 
 
 def _run(client: APIClient, container: dict[str, Any], seconds: float) -> dict[str, Any] | Finding:

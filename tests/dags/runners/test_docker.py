@@ -7,9 +7,10 @@ from pathlib import Path
 
 import pytest
 
+from ssl_core.config.container import local_places
 from ssl_core.config.settings import Settings
 from ssl_dags.runners.base import CannotStart, Job, Unavailable
-from ssl_dags.runners.containers import identity, labels_of, local_places, name_of
+from ssl_dags.runners.containers import identity, labels_of, name_of
 from ssl_dags.runners.docker import connect, lines_of
 from ssl_dags.runners.gpus import _seconds
 

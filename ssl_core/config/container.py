@@ -1,0 +1,98 @@
+"""What a job's container sees, what it may do, and as whom it runs: plain data, for the Docker runner and for the doctor, who tries it."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+from urllib.parse import unquote, urlsplit
+
+from ssl_core.config.runner import Containers
+from ssl_core.config.settings import Settings
+
+SCRATCH = "/scratch"
+_CACHE = "/cache"
+_CACHE_VOLUME = "ssl-core-cache"
+_JOB_USER = "10001:10001"
+_MOST_PROCESSES = 4096
+_MEMORY_SHARE = 0.9
+_PROXIES = ("http_proxy", "https_proxy", "no_proxy", "HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY")
+# Paths of this machine, which mean nothing in the image: it has its own certificates, and no files of the AWS chain.
+_NOT_INSIDE = (
+    "SSL_CERT_FILE", "SSL_CERT_DIR", "SSL_JOB_PYTHON", "SSL_AIRFLOW_VENV", "SSL_PROJECTS_DIR", "SSL_PLATFORM_ID",
+    "AWS_PROFILE", "AWS_DEFAULT_PROFILE", "AWS_CONFIG_FILE", "AWS_SHARED_CREDENTIALS_FILE", "AWS_CA_BUNDLE",
+    "AWS_WEB_IDENTITY_TOKEN_FILE", "AWS_CONTAINER_AUTHORIZATION_TOKEN_FILE",
+)  # fmt: skip
+
+
+def job_container(options: Containers, settings: Settings, public: Mapping[str, str], secret: Mapping[str, str]) -> dict[str, Any]:  # fmt: skip
+    """``environment``, ``user`` and ``working_dir`` of a container, from a job's ``(public, secret)`` variables."""
+    mounted = bool(local_places(settings))
+    return {
+        "environment": {
+            **{name: os.environ[name] for name in _PROXIES if name in os.environ},
+            **{name: value for name, value in public.items() if name not in _NOT_INSIDE},
+            **({} if mounted else {"SSL_HOME": f"{SCRATCH}/home", "SSL_CACHE_DIR": _CACHE}),
+            "HOME": SCRATCH,
+            "TMPDIR": SCRATCH,
+            "PYTHONUNBUFFERED": "1",
+            **options.environment,
+            **secret,
+        },
+        # The image's user; with this machine's folders, whose they are: the caller.
+        "user": f"{os.getuid()}:{os.getgid()}" if mounted else _JOB_USER,
+        "working_dir": SCRATCH,
+    }
+
+
+def host_limits(options: Containers, settings: Settings, engine_memory: int) -> dict[str, Any]:
+    """Arguments of docker's ``create_host_config``: mounts, rights, limits. ``engine_memory``: bytes of the engine's host."""
+    places = local_places(settings)
+    memory = options.memory or int(engine_memory * _MEMORY_SHARE)
+    return {
+        "mounts": [
+            mount(SCRATCH),
+            *(mount(str(place), str(place)) for place in places),
+            *([] if places else [mount(_CACHE, _CACHE_VOLUME, kind="volume")]),
+        ],
+        "network_mode": options.network,
+        "init": True,  # forwards signals to the step and reaps what it leaves
+        "read_only": True,
+        # For what does not ask for TMPDIR.
+        "tmpfs": {"/tmp": "rw,nosuid,nodev,mode=1777,size=256m"},  # noqa: S108
+        "cap_drop": ["ALL"],
+        "security_opt": ["no-new-privileges"],
+        "pids_limit": _MOST_PROCESSES,
+        "mem_limit": memory,
+        "memswap_limit": memory,  # no swap: a step that needs more says so rather than crawl
+        "nano_cpus": int(options.cpus * 1e9) if options.cpus else None,
+        "shm_size": options.shm,
+    }
+
+
+def mount(target: str, source: str | None = None, *, kind: str = "", read_only: bool = False) -> dict[str, Any]:
+    """A mount in the engine's own words; without a source a volume that goes with its container."""
+    return {
+        "Target": target,
+        "Source": source,
+        "Type": kind or ("bind" if source else "volume"),
+        "ReadOnly": read_only,
+    }
+
+
+def local_places(settings: Settings) -> list[Path]:
+    """The folders of this machine that jobs write: none where store, data repository and DVC remote are all elsewhere."""
+    urls = (settings.store_url, settings.data_repo_url, settings.dvc_remote_url)
+    places = [path for path in map(_local, urls) if path is not None]
+    if not places:
+        return []
+    places = [settings.root, settings.cache, *places]
+    return sorted({p for p in places if not any(p != other and p.is_relative_to(other) for other in places)})
+
+
+def _local(url: str) -> Path | None:
+    if url.startswith("file://"):
+        return Path(unquote(urlsplit(url).path))
+    # git's host:path is a URL as well
+    return None if "://" in url or ":" in url.partition("/")[0] else Path(url).absolute()
