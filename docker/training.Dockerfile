@@ -61,4 +61,5 @@ LABEL org.opencontainers.image.title="ssl-core training" \
       org.opencontainers.image.description="What the steps of ssl-core run in" \
       org.opencontainers.image.licenses="Apache-2.0" \
       org.opencontainers.image.version="${VERSION}" \
+      ssl-core.version="${VERSION}" \
       org.opencontainers.image.revision="${REVISION}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections import deque
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
@@ -36,7 +37,7 @@ from ssl_core.contracts import (
 )
 from ssl_core.errors import StepError, UserError
 from ssl_core.pipeline import Step, get_step, skip_reason
-from ssl_dags.credentials import from_connections
+from ssl_dags.credentials import with_connections
 from ssl_dags.forms import overrides
 from ssl_dags.links import MLFLOW_RUN, MlflowRunLink, ReportLink
 from ssl_dags.notify import gate_said, run_url
@@ -47,6 +48,7 @@ _LAST_WORDS = 40
 _ERROR_STARTS = ("error: ", "check failed: ", "try again: ")
 _FAILED_CHECK = 3
 _NO_RETRY = (2, _FAILED_CHECK)
+_NOT_MASKED = ("GIT_CONFIG_COUNT", "GIT_CONFIG_KEY_0")  # no secrets, and words that logs are full of
 # XCom of `resolve` beside its result: where the steps of this run run, and which files of this machine they read.
 _PLACE = "place"
 # A task that is in none of these will not run again by itself.
@@ -163,17 +165,17 @@ class StepOperator(BaseOperator):
 
     def _run(self, spec: StepSpec, context: Mapping[str, Any], settings: Settings, on_line: Any) -> Finished:
         ti = context["ti"]
-        public, secret = settings.job_environment()
-        of_connections = from_connections()
-        public, secret = public | of_connections[0], secret | of_connections[1]
-        for value in secret.values():
-            mask_secret(value)
+        public, secret = with_connections(*settings.job_environment())
+        for name, value in secret.items():
+            if name not in _NOT_MASKED:
+                mask_secret(value)
         labels = {
             "ssl.dag_id": ti.dag_id,
             "ssl.run_id": ti.run_id,
             "ssl.task_id": ti.task_id,
             "ssl.map_index": str(ti.map_index),
             "ssl.try": str(ti.try_number),
+            "ssl.spec": _digest(spec),
         }
         place = ti.xcom_pull(task_ids="resolve", key=_PLACE) or {} if self.step != "resolve" else {}
         step = get_step(self.step)
@@ -269,7 +271,7 @@ def make_runner(settings: Settings, chosen: RunnerConfig, step: Step, ti: Any) -
     from ssl_dags.runners.docker import DockerRunner
 
     options = containers(chosen, settings)
-    return DockerRunner(Plan(options, settings, options.gpus if step.pool == "gpu" else 0), _lives(ti))
+    return DockerRunner(Plan(options, settings, trains=step.pool == "gpu"), _lives(ti))
 
 
 def _lives(ti: Any) -> Callable[[Mapping[str, str]], bool]:
@@ -277,10 +279,18 @@ def _lives(ti: Any) -> Callable[[Mapping[str, str]], bool]:
 
     def lives(labels: Mapping[str, str]) -> bool:
         dag_id, run_id, task_id = (labels.get(f"ssl.{name}", "") for name in ("dag_id", "run_id", "task_id"))
-        states = ti.get_task_states(dag_id=dag_id, task_ids=[task_id], run_ids=[run_id])
-        return str(states.get(run_id, {}).get(task_id, "removed")) in _LIVE
+        states = ti.get_task_states(dag_id=dag_id, task_ids=[task_id], run_ids=[run_id]).get(run_id, {})
+        index = labels.get("ssl.map_index", "-1")
+        name = task_id if index == "-1" else f"{task_id}_{index}"  # as Airflow names mapped ones
+        return str(states.get(name, "removed")) in _LIVE
 
     return lives
+
+
+def _digest(spec: StepSpec) -> str:
+    """Of all that a step is asked for, whichever try asks."""
+    same = spec.model_copy(update={"run": spec.run.model_copy(update={"try_number": 1})})
+    return hashlib.sha256(same.model_dump_json().encode()).hexdigest()[:16]
 
 
 def _local_data(project: ProjectConfig) -> list[str]:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import uuid
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
@@ -12,6 +14,9 @@ from ssl_core.config.runner import Containers
 from ssl_core.config.settings import Settings
 
 SCRATCH = "/scratch"
+PLATFORM_LABEL = "ssl.platform"
+VERSION_LABEL = "ssl-core.version"
+"""Label of the training image: the version of the ssl-core in it."""
 _CACHE = "/cache"
 _CACHE_VOLUME = "ssl-core-cache"
 _JOB_USER = "10001:10001"
@@ -26,8 +31,37 @@ _NOT_INSIDE = (
 )  # fmt: skip
 
 
-def job_container(options: Containers, settings: Settings, public: Mapping[str, str], secret: Mapping[str, str]) -> dict[str, Any]:  # fmt: skip
-    """``environment``, ``user`` and ``working_dir`` of a container, from a job's ``(public, secret)`` variables."""
+def platform_id(settings: Settings) -> str:
+    """What tells this platform's containers from those of others on the same engine: made once, kept in the platform home.
+
+    A path would not do: homes on two machines, or in two containers, may have the same one.
+    """
+    file = settings.root / "platform-id"
+    with suppress(FileNotFoundError):
+        return file.read_text(encoding="ascii").strip()
+    file.parent.mkdir(parents=True, exist_ok=True)
+    temporary = file.with_name(f".platform-id.{uuid.uuid4().hex}")
+    temporary.write_text(uuid.uuid4().hex[:16], encoding="ascii")
+    try:
+        os.link(temporary, file)  # the first of two that come at once wins
+    except FileExistsError:
+        pass
+    finally:
+        temporary.unlink()
+    return file.read_text(encoding="ascii").strip()
+
+
+def job_container(
+    options: Containers,
+    settings: Settings,
+    public: Mapping[str, str],
+    secret: Mapping[str, str],
+    engine: Mapping[str, Any],
+) -> dict[str, Any]:
+    """``environment``, ``user`` and ``working_dir`` of a container, from a job's ``(public, secret)`` variables.
+
+    ``engine``: what the engine says of itself (``docker info``).
+    """
     mounted = bool(local_places(settings))
     return {
         "environment": {
@@ -40,22 +74,28 @@ def job_container(options: Containers, settings: Settings, public: Mapping[str, 
             **options.environment,
             **secret,
         },
-        # The image's user; with this machine's folders, whose they are: the caller.
-        "user": f"{os.getuid()}:{os.getgid()}" if mounted else _JOB_USER,
+        "user": _owner(engine) if mounted else _JOB_USER,
         "working_dir": SCRATCH,
     }
 
 
-def host_limits(options: Containers, settings: Settings, engine_memory: int) -> dict[str, Any]:
-    """Arguments of docker's ``create_host_config``: mounts, rights, limits. ``engine_memory``: bytes of the engine's host."""
+def _owner(engine: Mapping[str, Any]) -> str:
+    """Whose the mounted folders are: the caller, whom a rootless engine shows as root inside its containers."""
+    rootless = any("rootless" in option for option in engine.get("SecurityOptions") or [])
+    return "0:0" if rootless else f"{os.getuid()}:{os.getgid()}"
+
+
+def host_limits(options: Containers, settings: Settings, engine: Mapping[str, Any]) -> dict[str, Any]:
+    """Arguments of docker's ``create_host_config``: mounts, rights, limits."""
     places = local_places(settings)
-    memory = options.memory or int(engine_memory * _MEMORY_SHARE)
+    memory = options.memory or int(engine["MemTotal"] * _MEMORY_SHARE)
     return {
         "mounts": [
             mount(SCRATCH),
             *(mount(str(place), str(place)) for place in places),
             *([] if places else [mount(_CACHE, _CACHE_VOLUME, kind="volume")]),
         ],
+        "group_add": [str(group) for group in os.getgroups()] if places else None,
         "network_mode": options.network,
         "init": True,  # forwards signals to the step and reaps what it leaves
         "read_only": True,

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from ssl_core import __version__
-from ssl_core.config.container import host_limits, job_container, local_places
+from ssl_core.config.container import VERSION_LABEL, host_limits, job_container, local_places
 from ssl_core.config.runner import DEFAULT_IMAGE, Containers
 from ssl_core.config.settings import Settings
 from ssl_core.doctor import machine
@@ -29,7 +29,6 @@ _PROBE_SECONDS = 20
 _LEFT_SECONDS = 300.0
 _ANSWER_SECONDS = 5
 _SOCKET = "unix:///var/run/docker.sock"
-_VERSION_LABEL = "org.opencontainers.image.version"
 _LABEL = {"ssl.doctor": __version__}
 _NAMES = {"artifacts": "MLflow artifacts", "store": "store", "dvc-remote": "DVC remote"}
 _NOT_NEEDED = "every step is a local process (SSL_RUNNER, runner: docker)"
@@ -199,9 +198,9 @@ def image(settings: Settings, docker: Docker) -> Finding:
         if there is None:
             problems.append(_absent(name))
             continue
-        version = ((there.get("Config") or {}).get("Labels") or {}).get(_VERSION_LABEL)
+        version = ((there.get("Config") or {}).get("Labels") or {}).get(VERSION_LABEL)
         if version != __version__:
-            holds = f"ssl-core {version}" if version else f"no ssl-core (it lacks the label {_VERSION_LABEL})"
+            holds = f"ssl-core {version}" if version else f"no ssl-core (it lacks the label {VERSION_LABEL})"
             problems.append(failed(f"{name} holds {holds}, and this is ssl-core {__version__}", "make images"))
         found.append(
             f"{name}, ssl-core {version}, {machine.in_units(there.get('Size', 0))}, made {str(there.get('Created'))[:10]}"
@@ -388,9 +387,10 @@ def run(
 
 def as_a_job(client: APIClient, way: Containers, settings: Settings) -> dict[str, Any]:
     """What ``create_container`` gets, but for image and command: the same that a job gets from the Docker runner."""
+    engine = client.info()
     return {
-        **job_container(way, settings, *settings.job_environment()),
-        "host_config": client.create_host_config(**host_limits(way, settings, client.info()["MemTotal"])),
+        **job_container(way, settings, *settings.job_environment(), engine),
+        "host_config": client.create_host_config(**host_limits(way, settings, engine)),
     }
 
 

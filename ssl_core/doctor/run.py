@@ -8,6 +8,7 @@ import re
 import threading
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from typing import Any
 
 import psutil
@@ -15,6 +16,7 @@ import psutil
 from ssl_core.config.settings import Settings
 from ssl_core.data.git import redact
 from ssl_core.doctor.finding import Answer, Check, Finding, failed, of_error
+from ssl_core.doctor.machine import missing_folders
 from ssl_core.errors import StepError
 
 _SECRET_NAME = re.compile(r"SECRET|PASSWORD|PASSWD|TOKEN|CREDENTIAL|PRIVATE|API_?KEY|FERNET|WEBHOOK", re.IGNORECASE)
@@ -33,6 +35,7 @@ class Examination:
     def answers(self) -> Iterator[Answer]:
         """In the order of the checks, as soon as each is known. Ends within the longest of their times."""
         hide = _Hide(self._settings)
+        made = missing_folders(self._settings.root)  # by checks that try a storage, several at the same moment
         began = time.monotonic()
         looks = [_Look(check, self._settings) for check in self._checks]
         for look in looks:
@@ -51,6 +54,9 @@ class Examination:
                 hide(finding.mend),
                 round(seconds, 2),
             )
+        for folder in made:
+            with suppress(OSError):  # not there, or no longer empty
+                folder.rmdir()
 
 
 class _Look(threading.Thread):

@@ -5,9 +5,9 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+from ssl_core.config.container import PLATFORM_LABEL, platform_id
 from ssl_core.config.settings import Settings
 
-LABEL = "ssl.platform"
 _SOCKET = Path("/var/run/docker.sock")
 _ANSWER_SECONDS = 10
 _STOP_SECONDS = 3
@@ -19,7 +19,7 @@ def stop_left(settings: Settings) -> list[str]:
     A worker that is asked to end stops its own container, so only what a killed one left is found here. A job that is stopped
     may save a checkpoint.
     """
-    if settings.runner != "docker" and not _SOCKET.exists() and "DOCKER_HOST" not in os.environ:
+    if not settings.root.exists() or not (_SOCKET.exists() or "DOCKER_HOST" in os.environ):
         return []
     import docker
     from docker.errors import APIError, DockerException
@@ -27,7 +27,7 @@ def stop_left(settings: Settings) -> list[str]:
     stopped: list[str] = []
     try:
         client = docker.APIClient(version="auto", timeout=_ANSWER_SECONDS, **docker.utils.kwargs_from_env())
-        for each in client.containers(all=True, filters={"label": f"{LABEL}={settings.root}"}):
+        for each in client.containers(all=True, filters={"label": f"{PLATFORM_LABEL}={platform_id(settings)}"}):
             try:
                 client.stop(each["Id"], timeout=_STOP_SECONDS)
                 client.remove_container(each["Id"], v=True, force=True)

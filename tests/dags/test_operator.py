@@ -331,7 +331,9 @@ def test_a_job_gets_the_frozen_configuration_and_exactly_its_inputs(make_task, s
     assert (run.run_id, run.user, run.orchestrator) == (f"{run.dag_id}/manual__1", "ada", "airflow")
     assert (run.dag_id, run.task_id, run.try_number) == (f"tiny.{get_step(step).template}", step, 2)
     assert task.runner.jobs[0].step == step
-    assert task.runner.jobs[0].labels == {
+    labels = dict(task.runner.jobs[0].labels)
+    assert labels.pop("ssl.spec")
+    assert labels == {
         "ssl.dag_id": run.dag_id, "ssl.run_id": "manual__1", "ssl.task_id": step, "ssl.map_index": "-1", "ssl.try": "2",
     }  # fmt: skip
 
@@ -567,6 +569,24 @@ def test_airflow_knows_whether_a_container_is_still_wanted(states, lives):
     labels = {"ssl.dag_id": "d", "ssl.run_id": "r", "ssl.task_id": "pretrain"}
     assert _lives(ti)(labels) is lives
     assert asked == [{"dag_id": "d", "task_ids": ["pretrain"], "run_ids": ["r"]}]
+
+
+def test_a_mapped_task_is_asked_for_by_its_index():
+    ti = SimpleNamespace(get_task_states=lambda **given: {"r": {"pretrain_0": "success", "pretrain_1": "running"}})
+    labels = {"ssl.dag_id": "d", "ssl.run_id": "r", "ssl.task_id": "pretrain"}
+    assert not _lives(ti)(labels | {"ssl.map_index": "0"})
+    assert _lives(ti)(labels | {"ssl.map_index": "1"})
+
+
+def test_the_tries_of_a_task_ask_for_the_same_and_a_changed_run_for_something_else(make_task):
+    def label(**given: Any) -> str:
+        task = make_task("pretrain", **given)
+        task.run()
+        return task.runner.jobs[0].labels["ssl.spec"]
+
+    other = result("resolve", "pretrain", outputs={"config": reference("other"), "dataset": reference("dataset")})
+    assert label() == label(try_number=2)
+    assert label() != label(changed={"resolve": other})
 
 
 def test_an_engine_that_is_away_is_tried_again(make_task):

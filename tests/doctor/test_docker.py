@@ -15,7 +15,7 @@ from ssl_core.config.settings import Settings
 from ssl_core.doctor import docker as doctor
 from ssl_core.doctor.projects import Projects
 
-LABEL = "org.opencontainers.image.version"
+LABEL = "ssl-core.version"
 FINE = {
     "version": __version__, "python": "3.11.2", "user": 10001, "shm": 64 * 2**20, "memory": 900,
     "findings": {"artifacts": {"status": "ok", "found": "fine"}, "store": {"status": "ok", "found": "fine"}},

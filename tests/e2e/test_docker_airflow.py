@@ -42,7 +42,7 @@ class Remote(Platform):
         return [each["Key"] for page in pages for each in page.get("Contents", [])]
 
     def containers(self, **labels: str) -> list[dict[str, Any]]:
-        wanted = [f"ssl.platform={self.home}", *(f"ssl.{name}={value}" for name, value in labels.items())]
+        wanted = [f"ssl.home={self.home}", *(f"ssl.{name}={value}" for name, value in labels.items())]
         return list(self.engine.containers(all=True, filters={"label": wanted}))
 
     def weights(self, name: str) -> set[str]:
@@ -89,8 +89,6 @@ def remote(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Remote]:
         finally:
             platform.cli("down")
             assert platform.containers() == []
-            if "ssl-core-cache" in {v["Name"] for v in platform.engine.volumes()["Volumes"] or []}:
-                platform.engine.remove_volume("ssl-core-cache")
 
 
 # ---- the same project file

@@ -45,11 +45,13 @@ def image() -> str:
 @pytest.fixture
 def engine() -> Iterator[docker.APIClient]:
     client = docker.APIClient()
-    before = {each["Id"] for each in client.containers(all=True)}
     yield client
-    for each in client.containers(all=True):
-        if each["Id"] not in before:
-            client.remove_container(each["Id"], force=True, v=True)
+    for label in ("ssl.home", GPUS, "ssl.helper", "ssl.test"):
+        for each in client.containers(all=True, filters={"label": label}):
+            if "pytest" in each["Labels"].get(
+                "ssl.home", "pytest"
+            ):  # a developer's own platform may use the engine too
+                client.remove_container(each["Id"], force=True, v=True)
 
 
 def connect(*_: Any) -> docker.APIClient:
@@ -65,12 +67,12 @@ class Runs:
         home.mkdir(parents=True, exist_ok=True)
 
     def runner(self, lives: Callable[[Any], bool] = lambda labels: True, **options: Any) -> DockerRunner:
-        gpus_asked = options.get("gpus", 0)
-        plan = Plan(containers(RunnerConfig(image=options.pop("image", self.image), **options), self.settings), self.settings, gpus_asked)  # fmt: skip
+        chosen = RunnerConfig(image=options.pop("image", self.image), **options)
+        plan = Plan(containers(chosen, self.settings), self.settings, trains=True)
         return DockerRunner(plan, lives, connect)
 
     def job(self, do: str, task: str = "pretrain", number: int = 1, **more: Any) -> Job:
-        labels = {"ssl.dag_id": "shapes.pretrain", "ssl.run_id": "manual__1", "ssl.task_id": task, "ssl.map_index": "-1", "ssl.try": str(number)}  # fmt: skip
+        labels = {"ssl.dag_id": "shapes.pretrain", "ssl.run_id": "manual__1", "ssl.task_id": task, "ssl.map_index": "-1", "ssl.try": str(number), "ssl.spec": "same"}  # fmt: skip
         environment = {"SSL_HOME": str(self.settings.root), **more.pop("environment", {})}
         return Job("pretrain", json.dumps({"do": textwrap.dedent(do)}), environment=environment, labels=labels, **more)
 
@@ -201,7 +203,6 @@ def test_with_everything_elsewhere_nothing_of_this_machine_is_mounted(runs, tmp_
     assert lines[2] == f"['{source}']"
     assert finished.exit_code == 1
     assert "Read-only file system" in lines[-1]
-    engine.remove_volume("ssl-core-cache")
 
 
 def test_secrets_are_variables_of_the_job_and_nowhere_else(runs, engine):
@@ -344,6 +345,44 @@ def test_a_container_that_failed_meanwhile_is_replaced(runs, engine):
     assert (runs.settings.root / "starts").read_text() == "started\nstarted\n"
 
 
+def test_a_cleared_task_that_does_something_else_now_does_not_follow_what_was_asked_before(runs, engine):
+    killed_worker(runs, COUNTED, "up")
+    lines: list[str] = []
+    job = runs.job('print("something else")\n' + RESULT, number=2)
+    job.labels["ssl.spec"] = "another"  # type: ignore[index]
+    finished = runs.runner().run(job, lines.append)
+    assert "does what was asked before; removing it" in lines[0]
+    assert lines[-1] == "something else"
+    assert finished.result == b'{"made": 1}'
+    assert engine.containers(all=True, filters={"label": "ssl.dag_id=shapes.pretrain"}) == []
+
+
+def test_the_report_of_a_check_that_failed_meanwhile_is_taken(runs, engine):
+    failing = COUNTED + "sys.exit(3)\n"
+    killed_worker(runs, failing, "up")
+    (runs.settings.root / "enough").touch()
+    until(lambda: engine.containers(all=True, filters={"label": "ssl.dag_id=shapes.pretrain"})[0]["State"] == "exited")
+    assert runs.runner().run(runs.job(failing, number=2), print) == Finished(3, b'{"made": 1}')
+    assert (runs.settings.root / "starts").read_text() == "started\n"
+
+
+def test_a_job_that_is_stopped_while_it_starts_is_not_started(runs, engine):
+    runner = runs.runner()
+    runner._image = lambda client, image, on_line: (runner.kill(), client.inspect_image(image))[1]  # type: ignore[method-assign]
+    with pytest.raises(Unavailable, match="stopped before the container was started"):
+        runner.run(runs.job("pass"), print)
+    assert engine.containers(all=True, filters={"label": "ssl.dag_id=shapes.pretrain"}) == []
+
+
+def test_a_name_conflict_is_no_missing_network(runs, engine):
+    """The message of the engine holds the container's name, and with it the project's."""
+    job = runs.job("pass")
+    job.labels["ssl.dag_id"] = "network-traffic.ingest"  # type: ignore[index]
+    engine.create_container(runs.image, name=name_of(job, runs.settings), labels={"ssl.test": "1"})
+    with pytest.raises(Unavailable, match="already in use"):
+        runs.runner().run(job, print)
+
+
 def test_the_engine_itself_refuses_a_second_container_of_a_task(runs, engine):
     lines: list[str] = []
     thread, _ = started(lambda: runs.runner().run(runs.job(COUNTED), lines.append))
@@ -356,9 +395,23 @@ def test_the_engine_itself_refuses_a_second_container_of_a_task(runs, engine):
     thread.join(20)
 
 
+def test_housekeeping_that_fails_fails_no_job(runs, engine, monkeypatch):
+    killed_worker(runs, COUNTED, "up")
+    monkeypatch.setattr("ssl_dags.runners.docker._YOUNG_SECONDS", -60.0)
+
+    def lives(labels: Any) -> bool:
+        raise RuntimeError("Airflow does not answer")
+
+    lines: list[str] = []
+    finished = runs.runner(lives).run(runs.job(RESULT, task="other"), lines.append)
+    assert finished.exit_code == 0
+    assert any("could not be removed: Airflow does not answer" in line for line in lines)
+    assert len(engine.containers(filters={"label": "ssl.task_id=pretrain"})) == 1
+
+
 def test_what_no_task_wants_is_removed_and_what_one_may_want_is_not(runs, engine, monkeypatch):
     killed_worker(runs, COUNTED, "up")
-    monkeypatch.setattr("ssl_dags.runners.docker._YOUNG_SECONDS", 0.0)
+    monkeypatch.setattr("ssl_dags.runners.docker._YOUNG_SECONDS", -60.0)
     other = runs.job("pass", task="other")
     asked: list[dict[str, str]] = []
 
@@ -414,6 +467,23 @@ def test_a_network_that_is_not_there_or_from_which_a_server_cannot_be_reached(ru
         runs.runner(network="bridge").run(job, print)
 
 
+def test_addresses_for_browsers_are_not_the_containers(runs):
+    job = runs.job("pass", environment={"SSL_PUBLIC_MLFLOW_URL": "http://localhost:5000"})
+    assert runs.runner(network="bridge").run(job, print).exit_code == 0
+
+
+def test_an_image_whose_registry_is_away(runs, monkeypatch):
+    monkeypatch.setattr("ssl_dags.runners.docker._registry_account", lambda: None)  # Airflow's connections
+    assert "can the engine's host reach that registry?" in refused(
+        runs, Unavailable, image="127.0.0.1:1/ssl-core-training:0.1.0"
+    )
+
+
+def test_a_source_in_the_platform_home_is_there_already(runs):
+    home = str(runs.settings.root)
+    assert runs.runner().run(runs.job("pass", reads=(home, home)), print).exit_code == 0
+
+
 def test_a_source_that_the_engine_does_not_have(runs, tmp_path):
     with pytest.raises(CannotStart, match="does not have this folder"):
         runs.runner().run(runs.job("pass", reads=(str(tmp_path / "gone"),)), print)
@@ -457,7 +527,7 @@ def four_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
 def leased(engine: docker.APIClient, image: str, count: int, note: Callable[[str], None] = print, **more: Any) -> str:
     def create(ids: list[str]) -> str:
         made = engine.create_container(
-            image, ["sleep", "60"], labels={GPUS: ",".join(ids)}, name=f"lease-{uuid.uuid4().hex}"
+            image, ["sleep", "60"], labels={GPUS: ",".join(ids), "ssl.test": "1"}, name=f"lease-{uuid.uuid4().hex}"
         )
         return str(made["Id"])
 
@@ -488,7 +558,8 @@ def test_a_job_waits_for_a_gpu_says_for_what_and_can_be_stopped(runs, engine):
     until(lambda: notes)
     assert "waiting for a GPU: 0 has lease-" in notes[0]
     with pytest.raises(Unavailable, match="stopped while waiting"):
-        leased(engine, runs.image, 1, stopped=lambda: True)
+        answers = iter([False, True])  # not yet when it looks, then while it waits
+        leased(engine, runs.image, 1, stopped=lambda: next(answers))
     engine.remove_container(first, force=True)
     thread.join(20)
     assert ids(engine, found[0]) == "0"
@@ -505,7 +576,7 @@ def test_workers_that_look_at_the_same_moment_get_different_gpus(runs, engine):
 
 
 def test_a_lock_whose_holder_died_is_taken_over(runs, engine, monkeypatch):
-    engine.create_container(runs.image, name=gpus.LOCK_NAME)
+    engine.create_container(runs.image, name=gpus.LOCK_NAME, labels=gpus.HELPER)
     with pytest.raises(Unavailable, match="was not free"), gpus.engine_lock(engine, runs.image, wait=1):
         pass
     monkeypatch.setattr(gpus, "_LOCK_STALE_SECONDS", 0.5)

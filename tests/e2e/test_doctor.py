@@ -258,7 +258,7 @@ FROM {base}
 RUN mkdir -p /opt/job/ssl_core/doctor /scratch && touch /opt/job/ssl_core/__init__.py /opt/job/ssl_core/doctor/__init__.py \\
     && echo "import time; time.sleep(600)" > /opt/job/ssl_core/doctor/inside.py
 ENV PYTHONPATH=/opt/job
-LABEL org.opencontainers.image.version={version}
+LABEL ssl-core.version={version}
 """
 
 

@@ -80,6 +80,7 @@ class TestEachImage:
     def test_it_is_what_its_labels_say(self, name: str) -> None:
         labels = inspect(IMAGES[name]())["Config"]["Labels"]
         assert labels["org.opencontainers.image.version"] == __version__
+        assert labels.get("ssl-core.version", __version__) == __version__
         assert labels["org.opencontainers.image.licenses"] == "Apache-2.0"
         assert re.fullmatch(r"[0-9a-f]{40}(-dirty)?|unknown", labels["org.opencontainers.image.revision"])
         assert name in labels["org.opencontainers.image.title"].lower()

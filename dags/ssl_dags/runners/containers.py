@@ -9,7 +9,15 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
-from ssl_core.config.container import SCRATCH, host_limits, job_container, local_places, mount
+from ssl_core.config.container import (
+    PLATFORM_LABEL,
+    SCRATCH,
+    host_limits,
+    job_container,
+    local_places,
+    mount,
+    platform_id,
+)
 from ssl_core.config.runner import Containers
 from ssl_core.config.settings import Settings
 from ssl_dags.runners.base import CannotStart, Job
@@ -19,31 +27,37 @@ if TYPE_CHECKING:
 
 RESULT_PATH = f"{SCRATCH}/result.json"
 STOP_SECONDS = 3
-PLATFORM = "ssl.platform"
 GPUS = "ssl.gpus"
+SPEC = "ssl.spec"
 _JOB = ("ssl.dag_id", "ssl.run_id", "ssl.task_id", "ssl.map_index")
 _LARGEST_SPEC = 120_000  # the kernel takes no variable of 128 KiB
 _LOOPBACK = ("127.0.0.1", "localhost", "::1")
+_FOR_BROWSERS = ("SSL_AIRFLOW_URL", "SSL_PUBLIC_MLFLOW_URL")
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What to make containers from. ``gpus``: how many this step gets."""
+    """What to make containers from."""
 
     options: Containers
     settings: Settings
-    gpus: int = 0
+    trains: bool = False
+    """Whether the step may have GPUs at all."""
+
+    @property
+    def gpus(self) -> int:
+        return self.options.gpus if self.trains else 0
 
 
 def labels_of(job: Job, settings: Settings) -> dict[str, str]:
     """All labels of a job's container."""
-    return {**job.labels, PLATFORM: str(settings.root)}
+    return {**job.labels, PLATFORM_LABEL: platform_id(settings), "ssl.home": str(settings.root)}
 
 
 def identity(job: Job, settings: Settings) -> list[str]:
     """``label=value`` of what a try and its successors have in common."""
     labels = labels_of(job, settings)
-    return [f"{name}={labels[name]}" for name in (PLATFORM, *_JOB) if name in labels]
+    return [f"{name}={labels[name]}" for name in (PLATFORM_LABEL, *_JOB) if name in labels]
 
 
 def name_of(job: Job, settings: Settings) -> str:
@@ -62,13 +76,17 @@ def create(client: APIClient, job: Job, plan: Plan, gpu_ids: list[str]) -> str:
         raise CannotStart(
             f"the step's spec has {len(job.spec)} bytes, and a container takes {_LARGEST_SPEC}\n  next: shorten the project file"
         )
-    _check_addresses(job, options.network)
-    common = job_container(options, settings, job.environment, job.secrets)
+    _check_addresses(
+        job, options.network, remote=client.base_url.startswith("http") and "docker" not in client.base_url
+    )
+    engine = client.info()
+    common = job_container(options, settings, job.environment, job.secrets, engine)
     for place in local_places(settings):  # the engine mounts no folder that is not there
         with suppress(OSError):
             place.mkdir(parents=True, exist_ok=True)
-    host = host_limits(options, settings, client.info()["MemTotal"])
-    host["mounts"] += [mount(path, path, read_only=True) for path in job.reads]
+    host = host_limits(options, settings, engine)
+    mounted = {each["Target"] for each in host["mounts"]}
+    host["mounts"] += [mount(path, path, read_only=True) for path in dict.fromkeys(job.reads) if path not in mounted]
     container: dict[str, Any] = client.create_container(
         options.image,
         command=["python", "-m", "ssl_core.cli", "step", job.step],
@@ -85,13 +103,15 @@ def create(client: APIClient, job: Job, plan: Plan, gpu_ids: list[str]) -> str:
     return str(container["Id"])
 
 
-def _check_addresses(job: Job, network: str) -> None:
-    """A server on this machine's loopback is out of reach from a network of containers: said now, not after a minute of tries."""
-    if network == "host":
+def _check_addresses(job: Job, network: str, *, remote: bool) -> None:
+    """A server on this machine's loopback is out of a container's reach, but on this machine's own network: said now, not after a
+    minute of tries."""
+    if network == "host" and not remote:
         return
     for name, value in job.environment.items():
-        if "://" in value and urlsplit(value).hostname in _LOOPBACK and name != "SSL_AIRFLOW_URL":
+        if "://" in value and urlsplit(value).hostname in _LOOPBACK and name not in _FOR_BROWSERS:
+            where = "on another machine's engine" if remote else f"on the network {network}"
+            mend = "" if remote else ", or set runner.network (SSL_DOCKER_NETWORK) to host"
             raise CannotStart(
-                f"{name} is {value}, which containers on the network {network} cannot reach\n"
-                "  next: set it to an address on that network, or set runner.network (SSL_DOCKER_NETWORK) to host"
+                f"{name} is {value}, which containers {where} cannot reach\n  next: set it to an address that they reach{mend}"
             )

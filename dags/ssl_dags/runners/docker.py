@@ -9,6 +9,8 @@ from __future__ import annotations
 import codecs
 import io
 import os
+import re
+import socket
 import tarfile
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -16,22 +18,22 @@ from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
 from ssl_core import __version__
+from ssl_core.config.container import PLATFORM_LABEL, VERSION_LABEL, platform_id
 from ssl_dags.runners.base import CannotStart, Finished, Job, Unavailable
 from ssl_dags.runners.containers import (
-    PLATFORM,
     RESULT_PATH,
+    SPEC,
     STOP_SECONDS,
     Plan,
     create,
     identity,
     name_of,
 )
-from ssl_dags.runners.gpus import lease
+from ssl_dags.runners.gpus import HELPER, engine_time, lease
 
 if TYPE_CHECKING:
     from docker import APIClient
 
-_VERSION_LABEL = "org.opencontainers.image.version"
 _ANSWER_SECONDS = 60
 _LINES_OF_BEFORE = 50
 _LARGEST_RESULT = 64 * 1024
@@ -49,7 +51,7 @@ def connect() -> APIClient:
 
     url = os.environ.get("DOCKER_HOST") or "unix:///var/run/docker.sock"
     try:
-        return docker.APIClient(version="auto", timeout=_ANSWER_SECONDS, **docker.utils.kwargs_from_env())
+        return _watched(docker.APIClient(version="auto", timeout=_ANSWER_SECONDS, **docker.utils.kwargs_from_env()))
     except docker.errors.TLSParameterError as error:
         raise CannotStart(f"DOCKER_CERT_PATH holds no usable certificates: {error}\n  next: correct it") from None
     except docker.errors.DockerException as error:
@@ -61,6 +63,20 @@ def connect() -> APIClient:
         raise Unavailable(
             f"no Docker engine answers at {url}\n  next: start it (sudo systemctl start docker), or set DOCKER_HOST"
         ) from None
+
+
+def _watched(client: APIClient) -> APIClient:
+    """Over a network, the connection that a log comes through is probed: one that died silently ends within a minute."""
+    pools = getattr(client.get_adapter(client.base_url), "poolmanager", None)
+    if pools is not None and hasattr(socket, "TCP_KEEPIDLE"):
+        pools.connection_pool_kw["socket_options"] = [
+            (socket.IPPROTO_TCP, socket.TCP_NODELAY, 1),
+            (socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1),
+            (socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, 20),
+            (socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, 10),
+            (socket.IPPROTO_TCP, socket.TCP_KEEPCNT, 3),
+        ]
+    return client
 
 
 class DockerRunner:
@@ -131,13 +147,24 @@ class DockerRunner:
         for each in client.containers(all=True, filters={"label": identity(job, self._plan.settings)}):
             container = client.inspect_container(each["Id"])
             state, name = container["State"], container["Name"].lstrip("/")
-            began = container["Config"]["Labels"].get("ssl.try", "?")
-            if not found and state["Running"]:
+            labels = container["Config"]["Labels"]
+            began = labels.get("ssl.try", "?")
+            if labels.get(SPEC, "") != job.labels.get(SPEC, ""):  # the task was cleared, and does something else now
+                on_line(f"the container {name} of try {began} does what was asked before; removing it")
+                with suppress(Exception):
+                    client.stop(each["Id"], timeout=STOP_SECONDS)
+                _remove(client, each["Id"])
+            elif not found and state["Running"]:
                 found = each["Id"]
                 on_line(
                     f"the container {name} of try {began} still runs: following it, from {state['StartedAt'][:19]} UTC on"
                 )
-            elif not found and state["Status"] == "exited" and state["ExitCode"] == 0 and _result(client, each["Id"]):
+            elif (
+                not found
+                and state["Status"] == "exited"
+                and state["ExitCode"] in _WITH_RESULT
+                and _result(client, each["Id"])
+            ):
                 found = each["Id"]
                 on_line(f"the container {name} of try {began} has done it meanwhile: taking its result")
             else:
@@ -147,8 +174,11 @@ class DockerRunner:
     def _start(self, client: APIClient, job: Job, on_line: Callable[[str], None]) -> None:
         image = self._plan.options.image
         _check_image(self._image(client, image, on_line), image)
+        if self._plan.trains and not self._plan.gpus and "nvidia" in (client.info().get("Runtimes") or {}):
+            on_line("trains on the CPU, although this engine has GPUs: runner.gpus (SSL_DOCKER_GPUS) is 0")
 
         def made(gpu_ids: list[str]) -> str:
+            self._stop_here()
             return create(client, job, self._plan, gpu_ids)
 
         if self._plan.gpus:
@@ -156,14 +186,20 @@ class DockerRunner:
         else:
             self._container = made([])
         try:
+            self._stop_here()
             client.start(self._container)
         except BaseException:
             _remove(client, self._container)
             raise
         on_line(f"container {name_of(job, self._plan.settings)} from {image}")
 
+    def _stop_here(self) -> None:
+        """Airflow kills a worker five seconds after asking it to stop: what is not started by then must not be."""
+        if self._killed:
+            raise Unavailable("stopped before the container was started")
+
     def _image(self, client: APIClient, image: str, on_line: Callable[[str], None]) -> dict[str, Any]:
-        from docker.errors import ImageNotFound, NotFound
+        from docker.errors import APIError, ImageNotFound, NotFound
 
         with suppress(ImageNotFound, NotFound):
             return dict(client.inspect_image(image))
@@ -174,12 +210,13 @@ class DockerRunner:
             )
         on_line(f"pulling {image}")
         name, _, tag = image.rpartition(":") if ":" in image.rpartition("/")[2] else (image, "", "latest")
-        for event in client.pull(name, tag=tag, stream=True, decode=True, auth_config=_registry_account()):
-            if "error" in event:
-                raise CannotStart(
-                    f"the image {image} cannot be pulled: {event['error']}\n"
-                    f"  next: check its name, and the Airflow connection {REGISTRY}"
-                )
+        try:
+            for event in client.pull(name, tag=tag, stream=True, decode=True, auth_config=_registry_account()):
+                self._stop_here()
+                if "error" in event:
+                    raise _cannot_pull(image, str(event["error"]))
+        except APIError as error:
+            raise _cannot_pull(image, str(error.explanation)) from None
         return dict(client.inspect_image(image))
 
     # ---- follow
@@ -187,10 +224,11 @@ class DockerRunner:
     def _follow(self, client: APIClient, on_line: Callable[[str], None], tail: int | str) -> dict[str, Any]:
         """Hands over the container's lines until it has ended; returns the engine's record of its state."""
         since: float | None = None
+        ahead = engine_time(client) - time.time()  # the engine's clock, by which it takes `since`
         while True:
-            heard = time.time()
+            heard = time.time() + ahead
             for line in lines_of(client.logs(self._container, stream=True, follow=True, tail=tail, since=since)):
-                heard = time.time()
+                heard = time.time() + ahead
                 on_line(line)
             state: dict[str, Any] = client.inspect_container(self._container)["State"]
             if not state["Running"]:
@@ -215,16 +253,23 @@ class DockerRunner:
     def _reap(self, client: APIClient, job: Job, on_line: Callable[[str], None]) -> None:
         """Removes this platform's containers whose task nobody runs any more: their worker was killed, and its task given up."""
         mine = set(identity(job, self._plan.settings))
-        platform = f"{PLATFORM}={self._plan.settings.root}"
-        for each in client.containers(all=True, filters={"label": platform}):
-            labels = each["Labels"]
-            young = time.time() - float(each["Created"]) < _YOUNG_SECONDS
-            if mine <= {f"{k}={v}" for k, v in labels.items()} or young or self._lives(labels):
-                continue
-            on_line(f"removing the container {each['Names'][0].lstrip('/')}, whose task has ended")
-            with suppress(Exception):
-                client.stop(each["Id"], timeout=STOP_SECONDS)
-            _remove(client, each["Id"])
+        now = engine_time(client)
+        platform = f"{PLATFORM_LABEL}={platform_id(self._plan.settings)}"
+        helpers = [f"{name}={value}" for name, value in HELPER.items()]
+        for label in ([platform], helpers):
+            for each in client.containers(all=True, filters={"label": label}):
+                labels, name = each["Labels"], each["Names"][0].lstrip("/")
+                young = now - float(each["Created"]) < _YOUNG_SECONDS
+                if mine <= {f"{k}={v}" for k, v in labels.items()} or young:
+                    continue
+                try:
+                    if label == [platform] and self._lives(labels):
+                        continue
+                    on_line(f"removing the container {name}, which nobody waits for")
+                    client.stop(each["Id"], timeout=STOP_SECONDS)
+                    _remove(client, each["Id"])
+                except Exception as error:  # housekeeping must not fail a job
+                    on_line(f"the container {name} could not be removed: {error}")
 
 
 def lines_of(chunks: Iterable[bytes]) -> Iterator[str]:
@@ -273,12 +318,25 @@ def _remove(client: APIClient, container: str) -> None:
 
 
 def _check_image(found: Mapping[str, Any], image: str) -> None:
-    version = ((found.get("Config") or {}).get("Labels") or {}).get(_VERSION_LABEL)
+    version = ((found.get("Config") or {}).get("Labels") or {}).get(VERSION_LABEL)
     if version != __version__:
-        holds = f"ssl-core {version}" if version else f"no ssl-core (it lacks the label {_VERSION_LABEL})"
+        holds = f"ssl-core {version}" if version else f"no ssl-core (it lacks the label {VERSION_LABEL})"
         raise CannotStart(
             f"the image {image} holds {holds}, and the platform is ssl-core {__version__}\n  next: make images"
         )
+
+
+def _cannot_pull(image: str, said: str) -> Exception:
+    if re.search(
+        r"denied|unauthorized|not found|manifest unknown|does not exist|no such manifest", said, re.IGNORECASE
+    ):
+        return CannotStart(
+            f"the image {image} cannot be pulled: {said}\n"
+            f"  next: correct runner.image (SSL_DOCKER_IMAGE), or give the Airflow connection {REGISTRY} an account that may read it"
+        )
+    return Unavailable(
+        f"the image {image} cannot be pulled: {said}\n  next: can the engine's host reach that registry?"
+    )
 
 
 def _registry_account() -> dict[str, str] | None:
@@ -295,7 +353,7 @@ def _registry_account() -> dict[str, str] | None:
 # What the engine answers to a request that cannot be met by asking again, and the mend.
 _REFUSALS = (
     ("bind source path does not exist", "the engine does not have this folder", "use an engine on this machine, or keep store, data repository and DVC remote in S3 and Git"),
-    ("network", "there is no such network", "set runner.network (SSL_DOCKER_NETWORK)"),
+    (r"network \S+ not found", "there is no such network", "set runner.network (SSL_DOCKER_NETWORK)"),
     ("could not select device driver", "the engine can give no GPU to a container", "install NVIDIA's container toolkit, or set runner.gpus (SSL_DOCKER_GPUS) to 0"),
     ("Range of CPUs", "the engine has fewer CPUs", "lower runner.cpus (SSL_DOCKER_CPUS)"),
     ("Minimum memory limit", "so little memory is not possible", "raise runner.memory (SSL_DOCKER_MEMORY)"),
@@ -314,7 +372,7 @@ def _engine_errors(image: str) -> Iterator[None]:
         said = str(getattr(error, "explanation", None) or error).strip()
         status = getattr(error, "status_code", None)
         for sign, cause, mend in _REFUSALS:
-            if status is not None and sign in said:
+            if status not in (None, 409) and re.search(sign, said):
                 raise CannotStart(
                     f"a container of {image} cannot be started: {cause} ({said})\n  next: {mend}"
                 ) from None

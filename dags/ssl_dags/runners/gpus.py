@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from docker import APIClient
 
 LOCK_NAME = "ssl-core-gpu-lock"
+HELPER = {"ssl.helper": "gpu"}
+"""Labels of the containers that live for a few seconds: what a killed worker left of them is removed by the next job."""
 _LOCK_STALE_SECONDS = 60.0  # it is held for the two requests of looking and creating
 _LOCK_WAIT_SECONDS = 180.0
 _CREATED_COUNTS_SECONDS = 60.0  # created but not started yet; older: its worker died in between
@@ -42,6 +44,7 @@ def preflight(client: APIClient, image: str) -> list[str]:
     container: dict[str, Any] = client.create_container(
         image,
         command=["python", "-m", "ssl_core.gpu_probe"],
+        labels=HELPER,
         host_config=client.create_host_config(
             network_mode="none",
             cap_drop=["ALL"],
@@ -52,7 +55,9 @@ def preflight(client: APIClient, image: str) -> list[str]:
         client.start(container)
         try:
             client.wait(container, timeout=_PREFLIGHT_SECONDS)
-        except Exception as error:  # requests' read time-out, in whichever wrapping
+        except Exception as error:
+            if "timed out" not in str(error).lower():  # requests' read time-out, in whichever wrapping
+                raise
             raise CannotStart(
                 f"{image} did not say within {_PREFLIGHT_SECONDS} s whether it sees a GPU\n"
                 f"  next: docker run --rm --gpus all {image} nvidia-smi; or, {_MEND}"
@@ -85,7 +90,7 @@ def preflight(client: APIClient, image: str) -> list[str]:
 
 def taken(client: APIClient) -> dict[str, str]:
     """GPU id to the name of the container that has it, over all platforms of this engine."""
-    now = _engine_time(client)
+    now = engine_time(client)
     found: dict[str, str] = {}
     for each in client.containers(all=True, filters={"label": GPUS}):
         fresh = each["State"] == "created" and now - float(each["Created"]) < _CREATED_COUNTS_SECONDS
@@ -109,6 +114,8 @@ def lease(
     Raises ``CannotStart`` where there are not so many at all, ``Unavailable`` where the job was stopped while it waited.
     """
     there = preflight(client, image)
+    if stopped():
+        raise Unavailable("stopped while looking for a GPU")
     if count > len(there):
         raise CannotStart(
             f"{count} GPUs are asked for, and the engine has {len(there)}\n  next: set runner.gpus (SSL_DOCKER_GPUS) to at most that"
@@ -139,14 +146,14 @@ def engine_lock(client: APIClient, image: str, wait: float = _LOCK_WAIT_SECONDS)
     deadline = time.monotonic() + wait
     while True:
         try:
-            held = client.create_container(image, command=["true"], name=LOCK_NAME)
+            held = client.create_container(image, command=["true"], name=LOCK_NAME, labels=HELPER)
             break
         except APIError as error:
             if error.status_code != 409:
                 raise
         with suppress(NotFound):
             there = client.inspect_container(LOCK_NAME)
-            if _engine_time(client) - _seconds(there["Created"]) > _LOCK_STALE_SECONDS:
+            if engine_time(client) - _seconds(there["Created"]) > _LOCK_STALE_SECONDS:
                 client.remove_container(there["Id"], force=True)  # by id: the name may have a new holder by now
         if time.monotonic() > deadline:
             raise Unavailable(f"the lock {LOCK_NAME} on the Docker engine was not free within {wait:.0f} s")
@@ -158,7 +165,7 @@ def engine_lock(client: APIClient, image: str, wait: float = _LOCK_WAIT_SECONDS)
             client.remove_container(held["Id"], force=True)
 
 
-def _engine_time(client: APIClient) -> float:
+def engine_time(client: APIClient) -> float:
     """The engine's clock: what it stamps on containers is compared with that, not with the worker's."""
     return _seconds(client.info()["SystemTime"])
 

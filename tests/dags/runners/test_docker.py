@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import socket
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
-from ssl_core.config.container import local_places
+from ssl_core.config.container import local_places, platform_id
 from ssl_core.config.settings import Settings
 from ssl_dags.runners.base import CannotStart, Job, Unavailable
 from ssl_dags.runners.containers import identity, labels_of, name_of
@@ -36,9 +37,20 @@ def test_the_tries_of_a_task_share_a_name_and_nothing_else_does(tmp_path):
         name_of(job(), other),
     }
     assert len(names) == 4
-    assert f"ssl.platform={settings.root}" in identity(job(), settings)
+    assert identity(job(), settings)[0] == f"ssl.platform={platform_id(settings)}"
     assert labels_of(job(number=2), settings)["ssl.try"] == "2"
     assert len(name_of(Job("pretrain", "{}", labels={"ssl.dag_id": "ü/ " * 200}), settings)) < 130
+
+
+def test_a_platform_has_one_identity_and_two_homes_at_the_same_path_have_two(tmp_path):
+    home = tmp_path / "home"
+    with ThreadPoolExecutor(8) as pool:
+        found = set(pool.map(lambda _: platform_id(Settings(home=home)), range(32)))
+    assert len(found) == 1
+    home.rename(tmp_path / "moved")
+    assert platform_id(Settings(home=tmp_path / "moved")) in found
+    assert platform_id(Settings(home=home)) not in found
+    assert [path.name for path in home.iterdir()] == ["platform-id"]
 
 
 def test_lines_come_whole_however_the_engine_cuts_them():

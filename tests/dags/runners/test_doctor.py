@@ -25,7 +25,7 @@ class Client(docker.APIClient):
         self.asked: dict[str, Any] = {}
 
     def info(self) -> dict[str, Any]:
-        return {"MemTotal": 8 * 2**30}
+        return {"MemTotal": 8 * 2**30, "SecurityOptions": []}
 
     def create_container(self, image: str, **given: Any) -> dict[str, str]:
         self.asked = given

@@ -16,7 +16,7 @@ FROM {base}
 COPY ssl_core /opt/job/ssl_core
 ENV PYTHONPATH=/opt/job
 RUN mkdir -m 1777 /scratch /cache
-LABEL org.opencontainers.image.version={version}
+LABEL ssl-core.version={version}
 USER 10001:10001
 """
 
@@ -31,7 +31,7 @@ def job_image(base: str, version: str = __version__, *, package: bool = True) ->
         "ssl_core/cli/__main__.py": _STEP,
     }
     if not version:
-        files["Dockerfile"] = files["Dockerfile"].replace("LABEL org.opencontainers.image.version=\n", "")
+        files["Dockerfile"] = files["Dockerfile"].replace("LABEL ssl-core.version=\n", "")
     if not package:
         files["Dockerfile"] += 'USER root\nRUN rm "$(command -v python)"\nUSER 10001:10001\n'
     context = io.BytesIO()
