@@ -557,8 +557,8 @@ def test_a_job_waits_for_a_gpu_says_for_what_and_can_be_stopped(runs, engine):
     thread, found = started(lambda: leased(docker.APIClient(), runs.image, 1, notes.append, wait=0.2))
     until(lambda: notes)
     assert "waiting for a GPU: 0 has lease-" in notes[0]
+    answers = iter([False, True])  # not yet when it looks, then while it waits
     with pytest.raises(Unavailable, match="stopped while waiting"):
-        answers = iter([False, True])  # not yet when it looks, then while it waits
         leased(engine, runs.image, 1, stopped=lambda: next(answers))
     engine.remove_container(first, force=True)
     thread.join(20)
