@@ -54,13 +54,21 @@ def client(server: S3Server) -> Any:
     return client
 
 
+@pytest.fixture(scope="module")
+def projects(airflow: Platform, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A folder with one good project: other tests of the session leave broken ones in the platform's own."""
+    folder = tmp_path_factory.mktemp("projects")
+    (folder / "good.yaml").write_text(f"name: good\ndata: {{source: '{airflow.images}'}}\n")
+    return str(folder)
+
+
 @pytest.fixture
-def examine(airflow: Platform) -> Examine:
+def examine(airflow: Platform, projects: str) -> Examine:
     """``examine(code, limit, **variables)``: the doctor's findings by name; ends in time, with ``code``, saying no secret."""
 
     def call(code: int = 0, limit: float = SECONDS, arguments: tuple[str, ...] = (), **more: str) -> dict[str, Any]:
         began = time.monotonic()
-        output = airflow.cli("doctor", "--json", *arguments, code=code, **more)
+        output = airflow.cli("doctor", "--json", *arguments, code=code, **{"SSL_PROJECTS_DIR": projects} | more)
         seconds = time.monotonic() - began
         assert seconds < limit, f"{seconds:.1f} s"
         for name, value in more.items():
@@ -90,9 +98,9 @@ def test_a_healthy_platform(airflow: Platform, examine: Examine):
         assert found[name]["status"] == "ok", found[name]
 
 
-def test_people_read_it_without_a_terminal(airflow: Platform):
+def test_people_read_it_without_a_terminal(airflow: Platform, projects: str):
     began = time.monotonic()
-    process = airflow.start("doctor")
+    process = airflow.start("doctor", SSL_PROJECTS_DIR=projects)
     assert process.stdout is not None
     first = process.stdout.readline()
     assert time.monotonic() - began < 2  # a second where nothing else runs
