@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import logging
 import os
 import signal
@@ -70,6 +71,9 @@ class Commands(click.Group):
             # The reader of a pipe (head, less) left: nothing more may be written at exit, and what was asked for may not be done.
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             sys.exit(141)
+        finally:
+            # Ending takes a moment, in which Ctrl-C would kill a process that has done all its work.
+            atexit.register(signal.signal, signal.SIGINT, signal.SIG_IGN)
 
 
 @contextmanager
