@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
+from ssl_core import __version__
 from ssl_core.config.runner import Containers
 from ssl_core.config.settings import Settings
 
@@ -17,6 +18,13 @@ SCRATCH = "/scratch"
 PLATFORM_LABEL = "ssl.platform"
 VERSION_LABEL = "ssl-core.version"
 """Label of the training image: the version of the ssl-core in it."""
+NO_GPU_DRIVER = (
+    "could not select device driver", "no known GPU vendor", "unresolvable CDI devices", "nvidia-container-cli",
+)  # fmt: skip
+"""What engines answer that cannot give a GPU to a container."""
+_ID_FILE = "platform-id"
+_LOOPBACK = ("127.0.0.1", "localhost", "::1")
+_FOR_BROWSERS = ("SSL_AIRFLOW_URL", "SSL_PUBLIC_MLFLOW_URL")
 _CACHE = "/cache"
 _CACHE_VOLUME = "ssl-core-cache"
 _JOB_USER = "10001:10001"
@@ -36,11 +44,11 @@ def platform_id(settings: Settings) -> str:
 
     A path would not do: homes on two machines, or in two containers, may have the same one.
     """
-    file = settings.root / "platform-id"
+    file = settings.root / _ID_FILE
     with suppress(FileNotFoundError):
         return file.read_text(encoding="ascii").strip()
     file.parent.mkdir(parents=True, exist_ok=True)
-    temporary = file.with_name(f".platform-id.{uuid.uuid4().hex}")
+    temporary = file.with_name(f".{_ID_FILE}.{uuid.uuid4().hex}")
     temporary.write_text(uuid.uuid4().hex[:16], encoding="ascii")
     try:
         os.link(temporary, file)  # the first of two that come at once wins
@@ -49,6 +57,32 @@ def platform_id(settings: Settings) -> str:
     finally:
         temporary.unlink()
     return file.read_text(encoding="ascii").strip()
+
+
+def has_platform_id(settings: Settings) -> bool:
+    """Whether this platform may have made a container at all."""
+    return (settings.root / _ID_FILE).exists()
+
+
+def held_instead(image: Mapping[str, Any]) -> str:
+    """What an image (as the engine describes it) holds instead of this ssl-core; empty where it is this one."""
+    version = ((image.get("Config") or {}).get("Labels") or {}).get(VERSION_LABEL)
+    if version == __version__:
+        return ""
+    return f"ssl-core {version}" if version else f"no ssl-core (it lacks the label {VERSION_LABEL})"
+
+
+def out_of_reach(variables: Mapping[str, str], network: str, *, remote: bool = False) -> tuple[str, str] | None:
+    """Name and value of an address on this machine's loopback that a job's container cannot reach; None where there is none.
+
+    ``remote``: the engine is on another machine.
+    """
+    if network == "host" and not remote:
+        return None
+    for name, value in variables.items():
+        if name not in _FOR_BROWSERS and "://" in value and urlsplit(value).hostname in _LOOPBACK:
+            return name, value
+    return None
 
 
 def job_container(

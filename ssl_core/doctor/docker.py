@@ -13,7 +13,14 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from ssl_core import __version__
-from ssl_core.config.container import VERSION_LABEL, host_limits, job_container, local_places
+from ssl_core.config.container import (
+    NO_GPU_DRIVER,
+    held_instead,
+    host_limits,
+    job_container,
+    local_places,
+    out_of_reach,
+)
 from ssl_core.config.runner import DEFAULT_IMAGE, Containers
 from ssl_core.config.settings import Settings
 from ssl_core.doctor import machine
@@ -33,14 +40,7 @@ _LABEL = {"ssl.doctor": __version__}
 _NAMES = {"artifacts": "MLflow artifacts", "store": "store", "dvc-remote": "DVC remote"}
 _NOT_NEEDED = "every step is a local process (SSL_RUNNER, runner: docker)"
 _NO_ENGINE = "needs a Docker engine that answers"
-_NO_DRIVER = (
-    "could not select device driver",
-    "no known GPU vendor",
-    "unresolvable CDI devices",
-    "nvidia-container-cli",
-)
 _ON_THE_CPU = "to train on the CPU set runner.gpus (SSL_DOCKER_GPUS) to 0"
-_LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 
 class Docker:
@@ -198,12 +198,10 @@ def image(settings: Settings, docker: Docker) -> Finding:
         if there is None:
             problems.append(_absent(name))
             continue
-        version = ((there.get("Config") or {}).get("Labels") or {}).get(VERSION_LABEL)
-        if version != __version__:
-            holds = f"ssl-core {version}" if version else f"no ssl-core (it lacks the label {VERSION_LABEL})"
+        if holds := held_instead(there):
             problems.append(failed(f"{name} holds {holds}, and this is ssl-core {__version__}", "make images"))
         found.append(
-            f"{name}, ssl-core {version}, {machine.in_units(there.get('Size', 0))}, made {str(there.get('Created'))[:10]}"
+            f"{name}, ssl-core {__version__}, {machine.in_units(there.get('Size', 0))}, made {str(there.get('Created'))[:10]}"
         )
     return worst(problems, "; ".join(found))
 
@@ -262,16 +260,13 @@ def inside(settings: Settings, docker: Docker) -> Finding:
 
 def _loopback_addresses(settings: Settings, way: Containers) -> Finding | None:
     """Addresses of this machine's loopback, which another network than the host's does not reach: jobs are refused for them."""
-    if way.network == "host":
+    found = out_of_reach(settings.job_environment()[0], way.network)
+    if found is None:
         return None
-    public, _ = settings.job_environment()
-    for name, value in public.items():
-        if "://" in value and urlsplit(value).hostname in _LOOPBACK and name != "SSL_AIRFLOW_URL":
-            return failed(
-                f"{name} is {value}, which containers on the network {way.network} cannot reach",
-                "set it to an address on that network, or set runner.network (SSL_DOCKER_NETWORK) to host",
-            )
-    return None
+    return failed(
+        f"{found[0]} is {found[1]}, which containers on the network {way.network} cannot reach",
+        "set it to an address on that network, or set runner.network (SSL_DOCKER_NETWORK) to host",
+    )
 
 
 def _for_containers(found: Finding, way: Containers) -> str:
@@ -439,7 +434,7 @@ def _sweep(client: APIClient) -> None:
 
 
 _REFUSALS: tuple[tuple[tuple[str, ...], str, Callable[[str], str]], ...] = (
-    (_NO_DRIVER, "the engine can give no GPU to a container", lambda image: f"install NVIDIA's driver and container toolkit; or {_ON_THE_CPU}"),
+    (NO_GPU_DRIVER, "the engine can give no GPU to a container", lambda image: f"install NVIDIA's driver and container toolkit; or {_ON_THE_CPU}"),
     (("executable file not found",), "there is no Python with ssl-core in it", lambda image: "make images"),
     (("bind source path does not exist",), "the engine does not have this machine's folders", lambda image: "use an engine on this machine, or keep store, data repository and DVC remote in S3 and Git"),
     (("network",), "there is no such network", lambda image: "docker network ls; set runner.network (SSL_DOCKER_NETWORK)"),

@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-import os
-from pathlib import Path
-
-from ssl_core.config.container import PLATFORM_LABEL, platform_id
+from ssl_core.config.container import PLATFORM_LABEL, has_platform_id, platform_id
 from ssl_core.config.settings import Settings
 
-_SOCKET = Path("/var/run/docker.sock")
 _ANSWER_SECONDS = 10
 _STOP_SECONDS = 3
 
@@ -19,7 +15,7 @@ def stop_left(settings: Settings) -> list[str]:
     A worker that is asked to end stops its own container, so only what a killed one left is found here. A job that is stopped
     may save a checkpoint.
     """
-    if not settings.root.exists() or not (_SOCKET.exists() or "DOCKER_HOST" in os.environ):
+    if not has_platform_id(settings):  # the engine need not be asked
         return []
     import docker
     from docker.errors import APIError, DockerException

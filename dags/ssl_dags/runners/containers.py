@@ -7,7 +7,6 @@ import re
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
-from urllib.parse import urlsplit
 
 from ssl_core.config.container import (
     PLATFORM_LABEL,
@@ -16,6 +15,7 @@ from ssl_core.config.container import (
     job_container,
     local_places,
     mount,
+    out_of_reach,
     platform_id,
 )
 from ssl_core.config.runner import Containers
@@ -31,8 +31,6 @@ GPUS = "ssl.gpus"
 SPEC = "ssl.spec"
 _JOB = ("ssl.dag_id", "ssl.run_id", "ssl.task_id", "ssl.map_index")
 _LARGEST_SPEC = 120_000  # the kernel takes no variable of 128 KiB
-_LOOPBACK = ("127.0.0.1", "localhost", "::1")
-_FOR_BROWSERS = ("SSL_AIRFLOW_URL", "SSL_PUBLIC_MLFLOW_URL")
 
 
 @dataclass(frozen=True)
@@ -106,12 +104,9 @@ def create(client: APIClient, job: Job, plan: Plan, gpu_ids: list[str]) -> str:
 def _check_addresses(job: Job, network: str, *, remote: bool) -> None:
     """A server on this machine's loopback is out of a container's reach, but on this machine's own network: said now, not after a
     minute of tries."""
-    if network == "host" and not remote:
-        return
-    for name, value in job.environment.items():
-        if "://" in value and urlsplit(value).hostname in _LOOPBACK and name not in _FOR_BROWSERS:
-            where = "on another machine's engine" if remote else f"on the network {network}"
-            mend = "" if remote else ", or set runner.network (SSL_DOCKER_NETWORK) to host"
-            raise CannotStart(
-                f"{name} is {value}, which containers {where} cannot reach\n  next: set it to an address that they reach{mend}"
-            )
+    if found := out_of_reach(job.environment, network, remote=remote):
+        where = "on another machine's engine" if remote else f"on the network {network}"
+        mend = "" if remote else ", or set runner.network (SSL_DOCKER_NETWORK) to host"
+        raise CannotStart(
+            f"{found[0]} is {found[1]}, which containers {where} cannot reach\n  next: set it to an address that they reach{mend}"
+        )

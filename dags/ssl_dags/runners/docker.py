@@ -18,7 +18,7 @@ from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
 from ssl_core import __version__
-from ssl_core.config.container import PLATFORM_LABEL, VERSION_LABEL, platform_id
+from ssl_core.config.container import PLATFORM_LABEL, held_instead, platform_id
 from ssl_dags.runners.base import CannotStart, Finished, Job, Unavailable
 from ssl_dags.runners.containers import (
     RESULT_PATH,
@@ -318,9 +318,7 @@ def _remove(client: APIClient, container: str) -> None:
 
 
 def _check_image(found: Mapping[str, Any], image: str) -> None:
-    version = ((found.get("Config") or {}).get("Labels") or {}).get(VERSION_LABEL)
-    if version != __version__:
-        holds = f"ssl-core {version}" if version else f"no ssl-core (it lacks the label {VERSION_LABEL})"
+    if holds := held_instead(found):
         raise CannotStart(
             f"the image {image} holds {holds}, and the platform is ssl-core {__version__}\n  next: make images"
         )

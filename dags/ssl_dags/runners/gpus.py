@@ -14,6 +14,7 @@ from contextlib import contextmanager, suppress
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
+from ssl_core.config.container import NO_GPU_DRIVER
 from ssl_dags.runners.base import CannotStart, Unavailable
 from ssl_dags.runners.containers import GPUS
 
@@ -27,12 +28,6 @@ _LOCK_STALE_SECONDS = 60.0  # it is held for the two requests of looking and cre
 _LOCK_WAIT_SECONDS = 180.0
 _CREATED_COUNTS_SECONDS = 60.0  # created but not started yet; older: its worker died in between
 _PREFLIGHT_SECONDS = 10
-_NO_DRIVER = (
-    "could not select device driver",
-    "no known GPU vendor",
-    "unresolvable CDI devices",
-    "nvidia-container-cli",
-)
 _MEND = "to train on the CPU, set runner.gpus (SSL_DOCKER_GPUS) to 0"
 
 
@@ -64,7 +59,7 @@ def preflight(client: APIClient, image: str) -> list[str]:
             ) from error
         said = client.logs(container, stdout=True, stderr=False).decode(errors="replace").strip()
     except APIError as error:
-        if any(sign in str(error.explanation) for sign in _NO_DRIVER):
+        if any(sign in str(error.explanation) for sign in NO_GPU_DRIVER):
             raise CannotStart(
                 "this Docker engine can give no GPU to a container: "
                 f"{error.explanation}\n  next: install NVIDIA's driver and container toolkit on the engine's host; or, {_MEND}"
