@@ -19,7 +19,7 @@ from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
 from ssl_core.cli.dvc_file import chosen_project, dvc_yaml
-from ssl_core.config.project import ProjectConfig
+from ssl_core.config.project import ImageProject, TextProject, project_schema
 from ssl_core.config.settings import Settings
 
 DOCS = Path(__file__).parent
@@ -35,7 +35,10 @@ def reference() -> str:
         "An unknown key or a wrong type is an error that names file, line and key. Check a file with `ssl-core lint FILE`.",
         "For completion in an editor: `ssl-core schema > project.schema.json`.",
         "",
-        *section("", ProjectConfig),
+        "What a section may hold depends on the `modality` of the project: first for images (the default), then for texts.",
+        "",
+        *section("", ImageProject),
+        *section("", TextProject),
         "# Platform settings",
         "",
         "Environment variables; the same for every project. A project file does not change between laptop and cluster.",
@@ -123,7 +126,7 @@ def default(field: FieldInfo) -> str:
 def main() -> int:
     wanted = {
         DOCS / "project-yaml.md": reference(),
-        DOCS / "project.schema.json": json.dumps(ProjectConfig.model_json_schema(), indent=2) + "\n",
+        DOCS / "project.schema.json": json.dumps(project_schema(), indent=2) + "\n",
         PIPELINE: dvc_yaml(chosen_project(PIPELINE)),
     }
     stale = [path for path, text in wanted.items() if not path.exists() or path.read_text(encoding="utf-8") != text]

@@ -15,8 +15,9 @@ import click
 import yaml
 
 from ssl_core.cli.common import load_settings
+from ssl_core.config.data import SplitConfig
 from ssl_core.config.load import load_project, parse_project
-from ssl_core.config.project import NAME_PATTERN, SplitConfig
+from ssl_core.config.project import NAME_PATTERN
 from ssl_core.config.settings import expand
 from ssl_core.errors import UserError
 from ssl_core.validation.report import plural, printable

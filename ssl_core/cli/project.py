@@ -10,7 +10,7 @@ import click
 
 from ssl_core.cli.common import load_settings
 from ssl_core.config.load import load_project
-from ssl_core.config.project import ProjectConfig
+from ssl_core.config.project import ProjectConfig, project_schema
 from ssl_core.errors import UserError
 
 
@@ -63,4 +63,4 @@ def schema() -> None:
 
     In an editor with a YAML language server: `# yaml-language-server: $schema=project.schema.json` on the first line.
     """
-    click.echo(json.dumps(ProjectConfig.model_json_schema(), indent=2))
+    click.echo(json.dumps(project_schema(), indent=2))

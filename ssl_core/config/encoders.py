@@ -4,12 +4,18 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
-from ssl_core.config.base import Section
+from ssl_core.config.base import IN_FORM, Section
 
 
-class ResNetConfig(Section):
+class EncoderConfig(Section):
+    """What every encoder has."""
+
+    arch: str = Field(description="The architecture")
+
+
+class ResNetConfig(EncoderConfig):
     """A CIFAR-style residual network for small images: 3x3 stem, no max-pooling, global average pooling."""
 
     arch: Literal["resnet"] = "resnet"
@@ -25,4 +31,45 @@ class ResNetConfig(Section):
     )
 
 
-EncoderConfig = ResNetConfig
+class TransformerConfig(EncoderConfig):
+    """A transformer encoder for text, as the transformers library builds it: from scratch, or from a checkpoint."""
+
+    arch: Literal["bert", "modernbert"] = Field(
+        default="bert",
+        description="bert (Devlin et al. 2019), or modernbert (Warner et al. 2024: rotary positions, local and global attention)",
+    )
+    layers: int | None = Field(default=None, ge=1, le=96, description="Default: 2, or what init_from has")
+    hidden: int | None = Field(
+        default=None, ge=16, le=8192, description="Width, a multiple of heads. Default: 128, or what init_from has"
+    )
+    heads: int | None = Field(
+        default=None, ge=1, le=128, description="Attention heads. Default: one for 64 of hidden, or what init_from has"
+    )
+    intermediate: int | None = Field(
+        default=None, ge=16, le=65_536, description="Width of the feed-forward part. Default: 4 * hidden"
+    )
+    max_length: int = Field(
+        default=128,
+        ge=8,
+        le=8192,
+        description="Tokens that the encoder sees at once, special tokens included; longer texts are seen window by window",
+        json_schema_extra=IN_FORM,
+    )
+    pooling: Literal["mean", "cls"] = Field(
+        default="mean", description="A text's embedding: the mean of its tokens' outputs, or the first token's"
+    )
+    init_from: str | None = Field(
+        default=None,
+        description="Weights and tokenizer to start from: a folder in Hugging Face form (safetensors only), sample://minilm, a registered "
+        "encoder models:/NAME/VERSION, or a hub id hf://ORGANISATION/NAME where the network allows it",
+        json_schema_extra=IN_FORM,
+    )
+
+    @model_validator(mode="after")
+    def _sizes_fit(self) -> TransformerConfig:
+        hidden = self.hidden or 128
+        if self.init_from is None:
+            heads = self.heads or max(1, hidden // 64)
+            if hidden % heads:
+                raise ValueError(f"hidden ({hidden}) must be a multiple of heads ({heads})")
+        return self

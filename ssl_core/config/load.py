@@ -12,13 +12,16 @@ import yaml
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
-from ssl_core.config.project import ProjectConfig
+from ssl_core.config.project import ProjectConfig, project_class
 from ssl_core.config.secrets import find_secrets, secret_lines
 from ssl_core.config.settings import expanduser
 from ssl_core.errors import UserError, did_you_mean
 
 _MAX_BYTES = 1_000_000
 _MAX_NODES = 20_000
+
+PATHS = ("data.source", "data.labels", "data.triples", "encoder.init_from", "objective.masking.entities")
+"""The keys that may name a file or folder on this machine."""
 
 Location = tuple[str | int, ...]
 
@@ -44,7 +47,7 @@ def find_project(name_or_path: str, projects_dir: Path) -> Path:
 def load_project(path: Path, overrides: Mapping[str, Any] | None = None, *, given_by: str = "--set") -> ProjectConfig:
     """Reads and validates a project file. ``overrides`` maps dotted keys to values; ``given_by`` says where they come from.
 
-    A relative ``data.source`` or ``data.labels`` is taken from the file's folder; beside a source in S3, labels that do not
+    A relative path (``PATHS``) is taken from the file's folder; beside a source in S3, labels that do not
     start with ``/``, ``~`` or ``.`` are an object of that source.
 
     Raises:
@@ -55,14 +58,14 @@ def load_project(path: Path, overrides: Mapping[str, Any] | None = None, *, give
         data["runner"] = {"kind": data["runner"]}
     for key, value in (overrides or {}).items():
         _override(data, key, value, given_by)
-    section = data["data"] if isinstance(data.get("data"), dict) else {}
-    in_s3 = str(section.get("source", "")).startswith("s3://")
-    for key in ("source", "labels"):
-        value = section.get(key)
-        if key == "labels" and in_s3 and not str(value).startswith(("/", "~", ".")):
+    for key in PATHS:
+        section, leaf = _section_of(data, key)
+        value = section.get(leaf)
+        in_s3 = str(section.get("source", "")).startswith("s3://")
+        if key == "data.labels" and in_s3 and not str(value).startswith(("/", "~", ".")):
             continue
-        if isinstance(value, str) and value and "://" not in value:
-            section[key] = str((path.absolute().parent / expanduser(value)).resolve())
+        if isinstance(value, str) and value and "://" not in value and not value.startswith("models:/"):
+            section[leaf] = str((path.absolute().parent / expanduser(value)).resolve())
     set_here = {tuple(key.split(".")) for key in overrides or {}}
     return _validate(data, str(path), lines, set_here, given_by)
 
@@ -86,6 +89,17 @@ def parse_overrides(items: Iterable[str]) -> dict[str, Any]:
         except yaml.YAMLError as error:
             raise UserError(f"the value of '{key}' is not YAML", place="--set") from error
     return overrides
+
+
+def _section_of(data: dict[str, Any], key: str) -> tuple[dict[str, Any], str]:
+    """The section that holds the dotted ``key``, and its last part; an empty section where there is none."""
+    *sections, leaf = key.split(".")
+    here: Any = data
+    for section in sections:
+        here = here.get(section)
+        if not isinstance(here, dict):
+            return {}, leaf
+    return here, leaf
 
 
 def _override(data: dict[str, Any], key: str, value: Any, given_by: str) -> None:
@@ -197,7 +211,7 @@ def _validate(
         details = error.errors()
     given = [any(_is_of(_location(detail), key, lines) for key in set_here) for detail in details]
     problems = [
-        _describe(detail, given_by if by_option else place, {} if by_option else lines)
+        _describe(project_class(data), detail, given_by if by_option else place, {} if by_option else lines)
         for detail, by_option in zip(details, given, strict=True)
     ]
     next_step = (
@@ -221,14 +235,14 @@ def _without_tags(loc: Location) -> Location:
     return tuple(part for part in loc if not (isinstance(part, str) and part.startswith(("function-", "tagged-"))))
 
 
-def _describe(detail: ErrorDetails, place: str, lines: Mapping[Location, int]) -> str:
+def _describe(project: type[ProjectConfig], detail: ErrorDetails, place: str, lines: Mapping[Location, int]) -> str:
     loc = _location(detail)
     kind, message = detail["type"], detail["msg"]
     at = loc
     while at and at not in lines:
         at = at[:-1]
     if kind == "extra_forbidden":
-        known = _fields(loc[:-1])
+        known = _fields(project, loc[:-1])
         hint = did_you_mean(str(loc[-1]), known) or (f" (known here: {', '.join(sorted(known))})" if known else "")
         message = f"unknown key{hint}"
     elif kind == "missing":
@@ -257,9 +271,9 @@ def _without_branches(loc: Location) -> Location:
     )
 
 
-def _fields(loc: Location) -> set[str]:
+def _fields(project: type[ProjectConfig], loc: Location) -> set[str]:
     """The keys that the section at ``loc`` knows."""
-    model: Any = ProjectConfig
+    model: Any = project
     for part in loc:
         if isinstance(part, int):
             continue

@@ -4,9 +4,15 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from ssl_core.config.base import Section
+
+
+class ObjectiveConfig(Section):
+    """What every objective has."""
+
+    name: str = Field(description="The objective")
 
 
 class ImageAugmentConfig(Section):
@@ -33,7 +39,7 @@ class ImageAugmentConfig(Section):
     )
 
 
-class SimCLRConfig(Section):
+class SimCLRConfig(ObjectiveConfig):
     """SimCLR: two views of one image attract, all other images of the batch repel (Chen et al. 2020)."""
 
     name: Literal["simclr"] = "simclr"
@@ -43,5 +49,46 @@ class SimCLRConfig(Section):
     augment: ImageAugmentConfig = Field(default_factory=ImageAugmentConfig, description="How views are made")
 
 
-# One objective today; a second one makes this a union discriminated by `name`.
-ObjectiveConfig = SimCLRConfig
+class MaskingConfig(Section):
+    """Which tokens are hidden (Devlin et al. 2019, section 3.1: 15%; 80% of these as [MASK], 10% as a random token, 10% as they are)."""
+
+    strategy: Literal["token", "whole-word", "span", "entity"] = Field(
+        default="token",
+        description="token: each by itself; whole-word: all pieces of a word together; span: neighbouring tokens (SpanBERT); "
+        "entity: the entities of `entities` as wholes first, then whole words",
+    )
+    rate: float = Field(default=0.15, gt=0, lt=1, description="Share of the tokens that are predicted")
+    mask: float = Field(default=0.8, ge=0, le=1, description="Share of these that the encoder sees as the mask token")
+    random: float = Field(
+        default=0.1,
+        ge=0,
+        le=1,
+        description="Share of these that it sees as a random token; the rest it sees as they are",
+    )
+    span_length: float = Field(default=3.0, ge=1, le=20, description="Mean length of a span, tokens (span)")
+    entities: str | None = Field(
+        default=None,
+        description="A file of entities, one a line, or of a knowledge graph (CSV or TSV: subject, relation, object), whose subjects and "
+        "objects are the entities. A relative path is taken from the project file's folder",
+    )
+
+    @model_validator(mode="after")
+    def _consistent(self) -> MaskingConfig:
+        if self.mask + self.random > 1 + 1e-9:
+            raise ValueError(f"mask + random must be at most 1, not {self.mask + self.random:g}")
+        if (self.strategy == "entity") != (self.entities is not None):
+            raise ValueError("strategy: entity and a file of entities go together; give both or none")
+        return self
+
+
+class MLMConfig(ObjectiveConfig):
+    """Masked language modelling: hidden tokens are predicted from those around them (Devlin et al. 2019)."""
+
+    name: Literal["mlm"] = "mlm"
+    masking: MaskingConfig = Field(default_factory=MaskingConfig, description="What is hidden, and how")
+    dropout: float = Field(
+        default=0.0,
+        ge=0,
+        lt=1,
+        description="Dropout while pretraining; 0 learns faster in a few passes over the data (Geiping and Goldstein 2022)",
+    )

@@ -23,7 +23,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ssl_core.config.project import DataConfig, ProjectConfig
+from ssl_core.config.data import DataConfig
+from ssl_core.config.project import ProjectConfig
 from ssl_core.config.settings import Settings
 from ssl_core.contracts import DatasetRef, StepResult
 from ssl_core.data import dataset, duplicates, images, splits

@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ssl_core.config.project import DataConfig
+from ssl_core.config.data import ImageDataConfig
 from ssl_core.config.settings import Settings, usable_cpus
 from ssl_core.contracts import DatasetRef
 from ssl_core.data import images as decoding
@@ -82,7 +82,7 @@ class Images:
         return np.flatnonzero(chosen)
 
 
-def choose_size(info: DatasetInfo, config: DataConfig) -> tuple[int, int]:
+def choose_size(info: DatasetInfo, config: ImageDataConfig) -> tuple[int, int]:
     """``(side, channels)`` that encoders see, with ``auto`` resolved.
 
     The automatic side is the longer median side, at most 96 and at least 8 pixels: images keep their aspect ratio inside

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 
-from ssl_core.config.project import SplitConfig
+from ssl_core.config.data import SplitConfig
 
 SIDES = ("train", "val", "test", "vault")
 

@@ -17,7 +17,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from ssl_core.config.encoders import EncoderConfig
+from ssl_core.config.encoders import ResNetConfig
 from ssl_core.errors import UserError
 from ssl_core.models.resnet import ResNet
 
@@ -95,7 +95,7 @@ def measure_preprocessing(pixels: np.ndarray, positions: np.ndarray, *, limit: i
 class EncoderInfo:
     """What is needed, beside the tensors, to build an encoder again and feed it."""
 
-    config: EncoderConfig
+    config: ResNetConfig
     preprocessing: Preprocessing
     features: int
 
@@ -115,10 +115,10 @@ class EncoderInfo:
             raise ValueError(f"schema version {document['schema_version']}, this program reads {SCHEMA_VERSION}")
         shape = document["preprocessing"]
         preprocessing = Preprocessing(**(shape | {"mean": tuple(shape["mean"]), "std": tuple(shape["std"])}))
-        return cls(EncoderConfig.model_validate(document["config"]), preprocessing, int(document["features"]))
+        return cls(ResNetConfig.model_validate(document["config"]), preprocessing, int(document["features"]))
 
 
-def build_encoder(config: EncoderConfig, in_channels: int, seed: int | None = None) -> ResNet:
+def build_encoder(config: ResNetConfig, in_channels: int, seed: int | None = None) -> ResNet:
     """A new encoder; equal seeds give equal weights and leave torch's global generator untouched (None: draw from it)."""
     if seed is None:
         return ResNet(config, in_channels)

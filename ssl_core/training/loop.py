@@ -19,7 +19,7 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from torch import Tensor, nn
 
-from ssl_core.config.project import PretrainConfig
+from ssl_core.config.pretrain import PretrainConfig
 from ssl_core.errors import TryAgain, UserError
 from ssl_core.models.optim import adamw, parameter_groups, set_rates, step_seed, warmup_cosine
 from ssl_core.step import Progress, Tracker

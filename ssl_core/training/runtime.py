@@ -7,7 +7,7 @@ from typing import Literal
 
 import torch
 
-from ssl_core.config.project import PretrainConfig
+from ssl_core.config.pretrain import PretrainConfig
 from ssl_core.config.settings import usable_cpus
 from ssl_core.errors import UserError
 

@@ -12,7 +12,7 @@ from PIL import Image
 
 from ssl_core.cli.init import init, look, write_project
 from ssl_core.config.load import load_project
-from ssl_core.config.project import DataConfig
+from ssl_core.config.data import ImageDataConfig
 from ssl_core.errors import UserError
 
 
@@ -90,7 +90,7 @@ def test_hostile_names_stay_values(tmp_path: Path) -> None:
     assert project.data.max_quarantined > 1 / 33  # the file must run as it is
 
 
-@pytest.mark.parametrize(("broken", "limit"), [(2, 0.2), (4, 0.4), (5, DataConfig(source="x").max_quarantined)])
+@pytest.mark.parametrize(("broken", "limit"), [(2, 0.2), (4, 0.4), (5, ImageDataConfig(source="x").max_quarantined)])
 def test_the_guard_stays_on_where_many_files_are_broken(tmp_path: Path, broken: int, limit: float) -> None:
     """Up to a fifth the file runs as it is; above, ingest has to stop with its list."""
     images(tmp_path / "data", 20 - broken)

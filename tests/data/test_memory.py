@@ -13,7 +13,7 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from ssl_core.config.project import DataConfig
+from ssl_core.config.data import ImageDataConfig
 from ssl_core.config.settings import Settings
 from ssl_core.contracts import DatasetRef
 from ssl_core.data import images, memory
@@ -199,7 +199,7 @@ def test_choose_size(width: int, height: int, colour: bool, config: dict[str, An
         name="tiny", rows=0, labelled=0, classes=[], counts={}, image={"median_width": width, "median_height": height, "has_colour": colour},
         quarantined=0, duplicates=0, near_duplicate_groups=0, files={},
     )  # fmt: skip
-    assert memory.choose_size(info, DataConfig(source="x", **config)) == expected
+    assert memory.choose_size(info, ImageDataConfig(source="x", **config)) == expected
 
 
 def test_batches_decoded_side_by_side_keep_their_rows(tmp_path: Path, settings: Settings) -> None:

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ssl_core.config.project import SplitConfig
+from ssl_core.config.data import SplitConfig
 from ssl_core.data.splits import SIDES, side
 
 _GROUPS = [hashlib.sha256(str(i).encode()).hexdigest() for i in range(20_000)]

@@ -14,7 +14,7 @@ import pytest
 
 from ssl_core.config.encoders import ResNetConfig
 from ssl_core.config.objectives import SimCLRConfig
-from ssl_core.config.project import PretrainConfig
+from ssl_core.config.pretrain import ImagePretrainConfig
 from ssl_core.contracts import DatasetRef
 from ssl_core.data.memory import Images
 from ssl_core.models.encoder import build_encoder, measure_preprocessing
@@ -69,7 +69,7 @@ class Bench:
         stop: threading.Event | None = None,
     ) -> Pace:
         """Builds everything anew, as a new process would, and trains; ``before_step`` may interfere."""
-        config = PretrainConfig(
+        config = ImagePretrainConfig(
             **{"epochs": 4, "batch_size": 16, "threads": 1, "seed": seed, "checkpoint_seconds": 0} | self.config
         )
         runtime = resolve_runtime(config)

@@ -5,7 +5,7 @@ import os
 import pytest
 import torch
 
-from ssl_core.config.project import PretrainConfig
+from ssl_core.config.pretrain import ImagePretrainConfig
 from ssl_core.errors import UserError
 from ssl_core.training.runtime import resolve_runtime
 
@@ -24,7 +24,7 @@ def without_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_auto_on_a_cpu_is_float32(monkeypatch: pytest.MonkeyPatch) -> None:
     without_gpu(monkeypatch)
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
-    runtime = resolve_runtime(PretrainConfig())
+    runtime = resolve_runtime(ImagePretrainConfig())
     assert (runtime.device, runtime.precision, runtime.threads) == ("cpu", "float32", len(os.sched_getaffinity(0)))
     assert torch.get_num_threads() == runtime.threads
 
@@ -35,23 +35,23 @@ def test_auto_takes_bfloat16_only_where_the_gpu_computes_in_it(
 ) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: native or including_emulation)
-    runtime = resolve_runtime(PretrainConfig())
+    runtime = resolve_runtime(ImagePretrainConfig())
     assert (runtime.device, runtime.precision) == ("cuda", precision)
 
 
 def test_what_is_set_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
     without_gpu(monkeypatch)
-    runtime = resolve_runtime(PretrainConfig(device="cpu", precision="bfloat16", threads=1))
+    runtime = resolve_runtime(ImagePretrainConfig(device="cpu", precision="bfloat16", threads=1))
     assert (runtime.device, runtime.precision, runtime.threads) == ("cpu", "bfloat16", 1)
     assert torch.get_num_threads() == 1
 
 
 def test_omp_num_threads_lowers_auto(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    assert resolve_runtime(PretrainConfig()).threads == 1
+    assert resolve_runtime(ImagePretrainConfig()).threads == 1
 
 
 def test_cuda_without_a_gpu_is_the_users_error(monkeypatch: pytest.MonkeyPatch) -> None:
     without_gpu(monkeypatch)
     with pytest.raises(UserError, match=r"pretrain\.device"):
-        resolve_runtime(PretrainConfig(device="cuda"))
+        resolve_runtime(ImagePretrainConfig(device="cuda"))

@@ -1,0 +1,30 @@
+"""The tokenizer of a text project: what ``tokenizer:`` may hold."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+
+from ssl_core.config.base import IN_FORM, Section
+
+
+class TokenizerConfig(Section):
+    """How text becomes tokens. Trained on the training split, or taken from ``encoder.init_from``, and then only ``added`` counts."""
+
+    kind: Literal["wordpiece", "bpe", "unigram"] = Field(
+        default="wordpiece",
+        description="wordpiece (BERT), bpe on bytes (GPT-2; knows every character of every language), or unigram (SentencePiece)",
+    )
+    size: int | Literal["auto"] = Field(
+        default="auto",
+        description="Tokens in the vocabulary (300 to 200000); auto: advised from the size of the corpus",
+        json_schema_extra=IN_FORM,
+    )
+    lowercase: bool = Field(
+        default=True, description="Lower case and no accents (wordpiece, unigram); bpe keeps text as it is"
+    )
+    min_frequency: int = Field(default=2, ge=1, description="A word that is rarer teaches the tokenizer nothing")
+    added: tuple[str, ...] = Field(
+        default=(), max_length=10_000, description="Words that are one token each, whatever was learned"
+    )

@@ -1,0 +1,1 @@
+"""Texts: where they come from, their tokenizer, and their tokens."""
