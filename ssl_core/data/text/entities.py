@@ -2,9 +2,84 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
+from pathlib import Path
+from typing import Protocol
 
 import numpy as np
+
+from ssl_core.data.text.triples import read_triples
+from ssl_core.errors import UserError
+
+_log = logging.getLogger(__name__)
+_LONGEST_NAME = 1000
+"""Characters of a line; what is longer is no name, and the file probably not a list of names."""
+_NEXT_STEP = "write one entity a line (UTF-8), or triples as .csv or .tsv: subject, relation, object"
+
+
+class _Tokenizer(Protocol):
+    @property
+    def unk_id(self) -> int: ...
+    def encode(self, texts: Sequence[str]) -> list[list[int]]: ...
+
+
+def load_entities(path: Path) -> list[str]:
+    """The names of a file, each once, in the file's order, without surrounding blanks.
+
+    ``.csv`` and ``.tsv`` are triples, whose subjects and objects are the entities; anything else has one name a line, where
+    empty lines and comments (``#`` and a blank, or ``#`` alone: ``#hashtag`` is a name) do not count.
+    Raises ``UserError`` that names file and line: no such file, not UTF-8, a NUL, an endless line, no entity at all.
+    """
+    path = Path(path)
+    if path.suffix.lower() in (".csv", ".tsv"):
+        names = [name for subject, _, object_ in read_triples(path) for name in (subject, object_)]
+    else:
+        names = _read_lines(path)
+    if not names:
+        raise UserError("holds no entity", place=str(path), next_step=_NEXT_STEP)
+    return list(dict.fromkeys(names))
+
+
+def _read_lines(path: Path) -> list[str]:
+    names = []
+    number = 0
+    try:
+        with path.open("rb") as lines:
+            while line := lines.readline(8 * _LONGEST_NAME):
+                number += 1
+                name = line.decode("utf-8-sig" if number == 1 else "utf-8").strip()
+                if len(name) > _LONGEST_NAME or "\0" in name:
+                    what = "holds a NUL character" if "\0" in name else f"more than {_LONGEST_NAME} characters"
+                    raise UserError(what, place=f"{path} line {number}", next_step=_NEXT_STEP)
+                if name and name != "#" and not (name[0] == "#" and name[1].isspace()):
+                    names.append(name)
+    except UnicodeDecodeError as error:
+        raise UserError("not UTF-8 text", place=f"{path} line {number}", next_step="save it as UTF-8") from error
+    except OSError as error:
+        raise UserError(f"cannot be read: {error.strerror}", place=str(path), next_step=_NEXT_STEP) from error
+    return names
+
+
+def entity_ids(names: Sequence[str], tokenizer: _Tokenizer) -> list[list[int]]:
+    """The names in tokens, as they stand at the start of a word; each form once.
+
+    A byte-level tokenizer may write a name otherwise after a blank than at the start of a text: then both forms are given.
+    Names with an unknown token are left out, because they would match any other unknown word; a warning counts them.
+    """
+    forms: dict[tuple[int, ...], None] = {}
+    left_out = 0
+    for ids, after_blank in zip(tokenizer.encode(names), tokenizer.encode([f" {name}" for name in names]), strict=True):
+        if not ids or tokenizer.unk_id in ids:
+            left_out += 1
+            continue
+        forms[tuple(ids)] = None
+        forms[tuple(after_blank)] = None
+    if left_out:
+        _log.warning(
+            "%d of %d entities are left out: the tokenizer does not know their characters", left_out, len(names)
+        )
+    return [list(form) for form in forms]
 
 
 class EntityFinder:
