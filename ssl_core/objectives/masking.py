@@ -60,7 +60,7 @@ class Masker:
     https://arxiv.org/abs/1904.09223).
 
     Every token has the same chance to be chosen (with ``entity``: every token outside of entities, and every entity).
-    One unit at most is cut for the exact count. Mask, random or as it is: decided for each token with ``token`` and
+    One unit at most is cut for the exact count, and in it one word at most. Mask, random or as it is: decided for each token with ``token`` and
     ``whole-word`` (as BERT's code does), for each unit with ``span`` and ``entity`` (SpanBERT, section 3.1).
 
     Departures: the rate holds for the batch, not for each sequence; ``span_length`` counts tokens, not words, and is the
@@ -106,13 +106,14 @@ class Masker:
             positions = np.sort(maskable_M[rng.choice(len(maskable_M), count, replace=False, shuffle=False)])
             fate = rng.random(count)
         else:
-            begins_T = self._word_starts(ids, np.asarray(lengths))
+            words_T = self._word_starts(ids, np.asarray(lengths))
+            begins_T = words_T.copy()
             entities = np.zeros(0, dtype=np.int64)
             if self._finder is not None:
-                entities, sizes = self._finder(ids, lengths, begins_T)
+                entities, sizes = self._finder(ids, lengths, words_T)
                 begins_T[_ranges(entities + 1, sizes - 1)] = False  # an entity is one unit
             elif self.config.strategy == "span":
-                begins_T = self._span_starts(begins_T, np.asarray(lengths), len(maskable_M), rng)
+                begins_T = self._span_starts(words_T, np.asarray(lengths), len(maskable_M), rng)
             begins_M = begins_T[maskable_M]
             first_U = np.flatnonzero(begins_M)
             sizes_U = np.diff(first_U, append=len(maskable_M))
@@ -122,11 +123,7 @@ class Masker:
                 taken_U = _choose_entities(sizes_U, is_entity_T[maskable_M[first_U]], count, rng)
             else:
                 taken_U = _choose(sizes_U, count, rng)
-            chosen_M = np.repeat(taken_U == sizes_U, sizes_U)
-            for unit in np.flatnonzero((taken_U > 0) & (taken_U < sizes_U)):  # one at most
-                part = (rng.integers(sizes_U[unit]) + np.arange(taken_U[unit])) % sizes_U[unit]
-                chosen_M[first_U[unit] + part] = True
-            chosen = np.flatnonzero(chosen_M)
+            chosen = np.flatnonzero(_tokens_of(sizes_U, taken_U, words_T[maskable_M], rng))
             positions = maskable_M[chosen]
             if self.config.strategy == "whole-word":
                 fate = rng.random(count)
@@ -215,6 +212,24 @@ def _choose_entities(sizes_U: np.ndarray, entity_U: np.ndarray, count: int, rng:
     for pool in (np.flatnonzero(~entity_U), np.flatnonzero(entity_U & (taken_U == 0))):
         taken_U[pool] = _choose(sizes_U[pool], count - int(taken_U.sum()), rng) if len(pool) else 0
     return taken_U
+
+
+def _tokens_of(sizes_U: np.ndarray, taken_U: np.ndarray, words_M: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """bool ``(M,)``: which tokens are taken, given how many of each unit; ``words_M`` says where words begin.
+
+    A cut unit of several words gives whole words, chosen in the same way; a cut word gives neighbouring tokens from a
+    random one on, its first following its last. So each of a unit's tokens is as likely as the others.
+    """
+    chosen_M = np.repeat(taken_U == sizes_U, sizes_U)
+    for unit in np.flatnonzero((taken_U > 0) & (taken_U < sizes_U)):  # one at most
+        begin, size, take = int(sizes_U[:unit].sum()), int(sizes_U[unit]), int(taken_U[unit])
+        within = slice(begin, begin + size)
+        words_W = np.diff(np.flatnonzero(words_M[within]), append=size)
+        if len(words_W) > 1:
+            chosen_M[within] = _tokens_of(words_W, _choose(words_W, take, rng), words_M[within], rng)
+        else:
+            chosen_M[begin + (rng.integers(size) + np.arange(take)) % size] = True
+    return chosen_M
 
 
 def _ranges(starts: np.ndarray, sizes: np.ndarray) -> np.ndarray:
