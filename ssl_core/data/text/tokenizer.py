@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,7 @@ import numpy as np
 import tokenizers
 from tokenizers import AddedToken, decoders, models, normalizers, pre_tokenizers, processors
 
+from ssl_core.data.text.encoding import Encoder
 from ssl_core.data.text.words import byte_of_character, continues_word, is_spaceless
 from ssl_core.errors import UserError
 
@@ -35,8 +35,6 @@ _USUAL = {
     "mask": ("[MASK]", "<mask>"),
 }
 _VOCABULARY_FILE = "vocab.txt"
-_PIECE = 50_000
-"""Characters that the library gets at once: it needs about a hundred bytes for each of them."""
 
 
 class Tokenizer:
@@ -107,30 +105,13 @@ class Tokenizer:
         (folder / CONFIG_FILE).write_text(json.dumps(config, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
 
     def encode(self, texts: Sequence[str]) -> list[list[int]]:
-        """The ids of each text, without special tokens; nothing is ever cut off. Uses all cores."""
-        return [ids.tolist() for ids in self.encode_arrays(texts)]
+        """The ids of each text, without special tokens; nothing is ever cut off."""
+        ids, lengths = self.encode_flat(texts)
+        return [part.tolist() for part in np.split(ids, lengths.cumsum()[:-1])] if len(texts) else []
 
-    def encode_arrays(self, texts: Sequence[str]) -> list[np.ndarray]:
-        """``encode`` as int64 arrays, each ``(T,)``: a tenth of the memory for long texts."""
-        pieces: list[str] = []
-        ends: list[int] = []
-        for text in texts:
-            pieces.extend(_pieces(text))
-            ends.append(len(pieces))
-        encoded: list[np.ndarray] = []
-        # Few pieces at once: what the library holds of each is many times its text.
-        for batch in _batches(pieces):
-            try:
-                rows = self._backend.encode_batch_fast(batch, add_special_tokens=False)
-            except (TypeError, UnicodeError):  # half a surrogate pair, as JSON can carry it, is no character
-                clean = [piece.encode("utf-8", "replace").decode("utf-8") for piece in batch]
-                rows = self._backend.encode_batch_fast(clean, add_special_tokens=False)
-            encoded.extend(np.asarray(row.ids, dtype=np.int64) for row in rows)
-        starts = [0, *ends[:-1]]
-        return [
-            encoded[start] if end == start + 1 else np.concatenate(encoded[start:end])
-            for start, end in zip(starts, ends, strict=True)
-        ]
+    def encode_flat(self, texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+        """int64 ids ``(T,)`` of N texts one after the other, and the number of each text's ids ``(N,)``."""
+        return self._encoder.encode(texts)
 
     def decode(self, ids: Sequence[int]) -> str:
         """A text for ``ids``, special tokens left out. With byte-level BPE without added words it is the text that was encoded."""
@@ -162,8 +143,12 @@ class Tokenizer:
                 for word in words
             ]
         )
-        for name in ("size", "continues", "digest", "special_ids", "_added", "_vocabulary"):
+        for name in ("size", "continues", "digest", "special_ids", "_added", "_vocabulary", "_encoder"):
             self.__dict__.pop(name, None)
+
+    @cached_property
+    def _encoder(self) -> Encoder:
+        return Encoder(self._backend)
 
     @cached_property
     def size(self) -> int:
@@ -246,11 +231,6 @@ class Tokenizer:
         return isinstance(before, pre_tokenizers.ByteLevel) and bool(before.add_prefix_space)
 
 
-def set_parallelism() -> None:
-    """Says for this process and its children that threads are wanted; without it the library warns after each fork."""
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
-
-
 def _read_json(path: Path) -> dict[str, Any]:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
@@ -274,38 +254,10 @@ def _find_special(role: str, config: dict[str, Any], backend: tokenizers.Tokeniz
 def _from_vocabulary(path: Path, config: dict[str, Any]) -> tokenizers.Tokenizer:
     """BERT's own form: one token a line, its id the line's number."""
     vocabulary = {token: i for i, token in enumerate(path.read_text(encoding="utf-8").splitlines())}
-    backend = tokenizers.Tokenizer(models.WordPiece(vocabulary, unk_token="[UNK]", max_input_chars_per_word=100))
+    backend = tokenizers.Tokenizer(
+        models.WordPiece(vocabulary, unk_token=SPECIALS["unk"], max_input_chars_per_word=100)
+    )
     backend.normalizer = normalizers.BertNormalizer(lowercase=bool(config.get("do_lower_case", True)))
     backend.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
     backend.decoder = decoders.WordPiece(prefix="##")
     return backend
-
-
-def _pieces(text: str) -> Iterator[str]:
-    """``text``, cut before single spaces if it is very long: there no tokenizer reads across, so that the ids are the same.
-
-    A stretch of ``_PIECE`` characters without such a space is cut in its middle.
-    """
-    start = 0
-    while len(text) - start > _PIECE:
-        end = start + _PIECE
-        cut = text.rfind(" ", start + 1, end)
-        while cut > start and not (text[cut - 1].isalnum() and text[cut + 1].isalnum()):
-            cut = text.rfind(" ", start + 1, cut)
-        end = cut if cut > start else end
-        yield text[start:end]
-        start = end
-    yield text[start:] if start else text
-
-
-def _batches(pieces: list[str]) -> Iterator[list[str]]:
-    batch: list[str] = []
-    size = 0
-    for piece in pieces:
-        batch.append(piece)
-        size += len(piece)
-        if size >= 16 * _PIECE:
-            yield batch
-            batch, size = [], 0
-    if batch:
-        yield batch
