@@ -4,34 +4,14 @@ from __future__ import annotations
 
 import numpy as np
 import pandas as pd
-from mlflow.exceptions import MlflowException
-from mlflow.protos.databricks_pb2 import INVALID_PARAMETER_VALUE
 
 from ssl_core.data.images import BadImage, decode
 from ssl_core.models.encoder import Preprocessing
+from ssl_core.serving.requests import BadRequest
 
 MAX_PIXELS = 50_000_000
 MIN_SIDE = 1
 COLUMN = "image"
-
-
-class BadRequest(MlflowException):
-    """HTTP 400 with this message and nothing else: no traceback, and never a byte of what was sent.
-
-    MLflow's scoring server puts the request's data before the message of an error; this one's message stays as it is.
-    """
-
-    def __init__(self, message: str) -> None:
-        self._said = message
-        super().__init__(message, error_code=INVALID_PARAMETER_VALUE)
-
-    @property
-    def message(self) -> str:
-        return self._said
-
-    @message.setter
-    def message(self, value: str) -> None:
-        pass
 
 
 def pixels_of(rows: pd.DataFrame, preprocessing: Preprocessing) -> np.ndarray:
