@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import unicodedata
 from functools import cache
 
 _SPACELESS = (
@@ -11,12 +13,19 @@ _SPACELESS = (
     (0xF900, 0xFAFF),  # compatibility ideographs
     (0x20000, 0x323AF),  # the other extensions
 )
+_RANGES = "".join(f"{chr(first)}-{chr(last)}" for first, last in _SPACELESS)
+_WORD = re.compile(f"[{_RANGES}]|[^\\s{_RANGES}]+")
 _CONTINUATION = range(0x80, 0xC0)
 
 
 def is_spaceless(character: str) -> bool:
     """Whether a character belongs to a script that sets no spaces between words: Chinese and Japanese."""
     return any(first <= ord(character) <= last for first, last in _SPACELESS)
+
+
+def split_words(text: str) -> list[str]:
+    """The words of a text: what stands between spaces, and each character of a script without spaces."""
+    return text.split() if text.isascii() else _WORD.findall(text)
 
 
 def continues_word(token: bytes) -> bool:
@@ -34,13 +43,8 @@ def continues_word(token: bytes) -> bool:
         character = token[:width].decode()
     except UnicodeDecodeError:
         return not (0xE3 <= token[0] <= 0xE9 or token[0] >= 0xF0)  # the first bytes of Chinese, kana and emoji
-    return (character.isalnum() or _is_mark(character)) and not is_spaceless(character)
-
-
-def _is_mark(character: str) -> bool:
-    import unicodedata
-
-    return unicodedata.category(character).startswith("M")
+    is_mark = unicodedata.category(character).startswith("M")
+    return (character.isalnum() or is_mark) and not is_spaceless(character)
 
 
 def byte_of_character(character: str) -> int:
