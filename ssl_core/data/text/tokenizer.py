@@ -48,7 +48,7 @@ class Tokenizer:
         backend.no_truncation()
         backend.no_padding()
         self._specials = {role: specials[role] for role in SPECIALS}
-        ids = {role: backend.token_to_id(token) for role, token in self._specials.items()}
+        ids: dict[str, Any] = {role: backend.token_to_id(token) for role, token in self._specials.items()}
         backend.add_special_tokens([AddedToken(token, special=True) for token in dict.fromkeys(specials.values())])
         cls, sep = self._specials["cls"], self._specials["sep"]
         # One template for all: what AutoTokenizer adds is what packing adds, whatever a checkpoint's own file says.

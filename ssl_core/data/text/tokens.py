@@ -69,10 +69,7 @@ class Tokens:
         """Texts of a split, ascending, ``(n,)`` int64; reads nothing else of the manifest."""
         if split not in SIDES:
             raise ValueError(f"{split!r} is not a split: {', '.join(SIDES)}")
-        column = pq.read_table(self.folder / MANIFEST_FILE, columns=["split"])["split"]
-        return np.flatnonzero(
-            np.concatenate([np.zeros(0, bool), *(chunk.to_numpy(False) == split for chunk in column.chunks)])
-        )
+        return np.flatnonzero(in_split(self.folder, split))
 
     def lengths(self, positions: np.ndarray) -> np.ndarray:
         """Tokens of each of these texts, ``(n,)`` int64."""
@@ -133,6 +130,17 @@ def read_texts(folder: Path, *, skip: int = 0, rows: int = _ROWS) -> Iterator[tu
                 for batch in file.iter_batches(batch_size=rows, row_groups=[group], columns=["sample_id", "text"]):
                     left -= batch.num_rows
                     yield batch.column("sample_id").to_pylist(), batch.column("text").to_pylist(), left == 0
+
+
+def in_split(folder: Path, split: str) -> np.ndarray:
+    """``(N,)`` bool: whether each text of a dataset folder belongs to ``split``."""
+    found = np.zeros(pq.read_metadata(folder / MANIFEST_FILE).num_rows, dtype=bool)
+    row = 0
+    with pq.ParquetFile(folder / MANIFEST_FILE) as file:
+        for batch in file.iter_batches(batch_size=64 * _ROWS, columns=["split"]):
+            found[row : row + batch.num_rows] = batch.column("split").to_numpy(zero_copy_only=False) == split
+            row += batch.num_rows
+    return found
 
 
 def _build(

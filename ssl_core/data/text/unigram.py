@@ -15,6 +15,7 @@ from array import array
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 
@@ -55,7 +56,7 @@ class _Lattice:
     def steps(self, by: np.ndarray) -> list[slice]:
         """The edges that share one value of ``by``, which ascends: 0, 1, 2, ..."""
         bounds = np.searchsorted(by, np.arange(len(self.ends) + 1))
-        return [slice(int(a), int(b)) for a, b in zip(bounds[:-1], bounds[1:], strict=True)]
+        return [slice(int(a), int(b)) for a, b in pairwise(bounds)]
 
     def forward(self, p: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """``alpha`` ``(positions, W)``, the probability of each beginning of each word, and that of whole words ``(W,)``."""
