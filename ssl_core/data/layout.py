@@ -13,6 +13,7 @@ import os
 import unicodedata
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import PurePosixPath
 from typing import TextIO
 
@@ -22,7 +23,6 @@ from ssl_core.errors import UserError
 LABELS_FILE = "labels.csv"
 UNLABELED_FOLDERS = frozenset({"unlabeled", "unlabelled"})
 MAX_BYTES = 256 * 2**20  # no image needs more, and a file is read in one piece
-TOO_LARGE = f"larger than {MAX_BYTES // 2**20} MiB"
 # What lies beside images in real folders and is not meant as one. Anything else is tried, so that nothing is lost silently.
 SIDECARS = frozenset(
     {
@@ -62,6 +62,7 @@ SIDECARS = frozenset(
     }
 )
 _HEADER = ["file", "label"]
+_UNLABELED = "without a labels.csv and with the files directly in data.source, or in its folder 'unlabeled'"
 _SHOWN = 10
 
 
@@ -78,10 +79,12 @@ class Item:
     label: str | None
     read: Callable[[], bytes]
     """The encoded bytes. Raises ``Refused`` (or ``OSError``) where that cannot be. Safe to call from any thread."""
+    document: str = ""
+    """Items that are parts of one document name it: they stay on one side of the split."""
 
 
 @dataclass(frozen=True)
-class LabelsFile:
+class Table:
     """A CSV file of labels, wherever it lies."""
 
     place: str
@@ -96,6 +99,11 @@ def display_name(path: str) -> str:
     return os.fsencode(path).decode("utf-8", "backslashreplace")
 
 
+def too_large(size: int, most: int | None) -> str:
+    """The reason to refuse a file of ``size`` bytes; empty where it may be read."""
+    return f"larger than {most // 2**20} MiB" if most is not None and size > most else ""
+
+
 def is_sidecar(name: str) -> bool:
     """Whether a file lies beside images and is not meant as one."""
     return PurePosixPath(name).suffix.lower() in SIDECARS
@@ -106,13 +114,13 @@ def folder_labels(names: Sequence[str], root: str, separator: str = "/") -> tupl
     labels = {}
     for name in names:
         folder, _, rest = name.partition(separator)
-        if rest and folder and folder.lower() not in UNLABELED_FOLDERS:
+        if rest and folder.lower() not in (*UNLABELED_FOLDERS, "", ".", ".."):
             labels[name] = display_name(folder)
     return labels, {label: f"the folder {root.rstrip('/')}/{label}" for label in labels.values()}
 
 
 def csv_labels(
-    file: LabelsFile, names: Sequence[str], root: str, is_other: Callable[[str], bool]
+    file: Table, names: Sequence[str], root: str, is_other: Callable[[str], bool]
 ) -> tuple[dict[str, str], dict[str, str]]:
     """Labels by name, from a CSV file, and for each label the line where it was found first.
 
@@ -124,7 +132,7 @@ def csv_labels(
     labels: dict[str, str | None] = {}
     lines: dict[str, int] = {}
     missing: list[str] = []
-    for line, row in _rows(file, next_step):
+    for line, row in islice(table_rows(file, [_HEADER], next_step), 1, None):
         place = f"{file.place} line {line}"
         written, label = row[0].strip(), row[1].strip() or None
         listed = PurePosixPath(written)
@@ -153,41 +161,46 @@ def csv_labels(
     return labelled, {label: f"{file.place} line {lines[name]}" for name, label in reversed(labelled.items())}
 
 
-def _rows(file: LabelsFile, next_step: str) -> Iterator[tuple[int, list[str]]]:
+def table_rows(table: Table, headers: Sequence[Sequence[str]], next_step: str) -> Iterator[tuple[int, list[str]]]:
+    """The lines of a CSV file with their numbers: first the header, which is one of ``headers``, then each row that is not blank.
+
+    Raises ``UserError`` that names the file and the line.
+    """
     try:
-        with file.open() as text:
+        with table.open() as text:
             reader = csv.reader(text, strict=True)
-            header = next(reader, [])
-            if [cell.strip() for cell in header] != _HEADER:
+            header = [cell.strip() for cell in next(reader, [])]
+            if header not in [list(known) for known in headers]:
                 raise UserError(
-                    f"the header is {','.join(header)!r}, not 'file,label'",
-                    place=f"{file.place} line 1",
+                    f"the header is {','.join(header)!r}, not {' or '.join(repr(','.join(known)) for known in headers)}",
+                    place=f"{table.place} line 1",
                     next_step=next_step,
                 )
+            yield 1, header
             for row in reader:
-                if row and len(row) != len(_HEADER):
-                    hint = "; a file name that holds a comma needs quotes" if len(row) > len(_HEADER) else ""
+                if row and len(row) != len(header):
+                    hint = f"; a {header[0]} that holds a comma needs quotes" if len(row) > len(header) else ""
                     raise UserError(
-                        f"{len(row)} columns instead of 2{hint}",
-                        place=f"{file.place} line {reader.line_num}",
+                        f"{len(row)} columns instead of {len(header)}{hint}",
+                        place=f"{table.place} line {reader.line_num}",
                         next_step=next_step,
                     )
                 if row:
                     yield reader.line_num, row
     except UnicodeDecodeError as error:
-        raise UserError("not UTF-8 text", place=file.place, next_step="save it as CSV UTF-8") from error
+        raise UserError("not UTF-8 text", place=table.place, next_step="save it as CSV UTF-8") from error
     except OSError as error:
         raise UserError(
-            f"cannot be read: {error.strerror}", place=file.place, next_step="check the rights of this file"
+            f"cannot be read: {error.strerror}", place=table.place, next_step="check the rights of this file"
         ) from error
     except csv.Error as error:
         raise UserError(
-            f"not a CSV file: {error}", place=f"{file.place} line {reader.line_num}", next_step=next_step
+            f"not a CSV file: {error}", place=f"{table.place} line {reader.line_num}", next_step=next_step
         ) from error
 
 
-def check_classes(where: Mapping[str, str], project: ProjectConfig) -> None:
-    """``where`` maps each label that was found to a place where it was."""
+def check_known(where: Mapping[str, str], project: ProjectConfig) -> None:
+    """Raises ``UserError`` for a label outside ``data.classes``. ``where`` maps each label that was found to a place where it was."""
     classes = project.data.classes
     for label in sorted(where):
         if classes is not None and label not in classes:
@@ -197,11 +210,15 @@ def check_classes(where: Mapping[str, str], project: ProjectConfig) -> None:
                 place=where[label],
                 next_step=f"correct it, or add it to data.classes ({', '.join(classes)})",
             )
+
+
+def check_classes(where: Mapping[str, str], project: ProjectConfig, unlabeled: str = _UNLABELED) -> None:
+    """``check_known``; also raises ``UserError`` where all labels are the same. ``unlabeled`` says how to have none."""
+    check_known(where, project)
     if len(where) == 1:
         label, place = next(iter(where.items()))
         raise UserError(
             f"only one class, {label!r} ({place}): there is nothing to tell apart",
             place="data.labels",
-            next_step="label at least two classes, or none: without a labels.csv and with the files directly in data.source, "
-            "or in its folder 'unlabeled'",
+            next_step=f"label at least two classes, or none: {unlabeled}",
         )

@@ -10,6 +10,8 @@ from __future__ import annotations
 
 import errno
 import hashlib
+import io
+import os
 import shutil
 import sqlite3
 import threading
@@ -17,6 +19,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import BinaryIO
 
 from ssl_core.data.s3_bucket import Bucket, S3Object
 from ssl_core.store import storage_errors
@@ -75,6 +78,20 @@ class Copies:
         except (OSError, sqlite3.Error):
             return None
         return data if data is not None and len(data) == wanted.size else None
+
+    def open(self, wanted: S3Object) -> BinaryIO | None:
+        """The copy as a stream; None as in ``read``."""
+        if not wanted.size or wanted.size <= SMALL:
+            data = self.read(wanted)
+            return None if data is None else io.BytesIO(data)
+        try:
+            stream = self._path(wanted).open("rb")
+        except OSError:
+            return None
+        if os.fstat(stream.fileno()).st_size == wanted.size:
+            return stream
+        stream.close()
+        return None
 
     def add_small(self, arrived: Iterable[tuple[S3Object, bytes]]) -> None:
         """Keeps small objects, all at once or none. Raises ``TryAgain`` where the disk is full or cannot be written."""

@@ -9,7 +9,7 @@ from collections import deque
 from collections.abc import Iterable
 from functools import partial
 
-from ssl_core.data.layout import MAX_BYTES, TOO_LARGE, Refused
+from ssl_core.data.layout import Refused, too_large
 from ssl_core.data.s3_bucket import THREADS, Bucket, Changed, Gone, S3Object
 from ssl_core.data.s3_copies import SMALL, Copies, parts
 from ssl_core.errors import TryAgain
@@ -27,8 +27,11 @@ class Sync:
     """``current`` is the listing as it turned out: an object that changed meanwhile is there as it is now, and one that is gone
     or cannot be read has its reason in ``refused``."""
 
-    def __init__(self, bucket: Bucket, copies: Copies, wanted: Iterable[S3Object]) -> None:
+    def __init__(
+        self, bucket: Bucket, copies: Copies, wanted: Iterable[S3Object], most_bytes: int | None = None
+    ) -> None:
         self._bucket = bucket
+        self._most_bytes = most_bytes
         self._copies = copies
         self.current = {one.key: one for one in wanted}
         self.refused: dict[str, str] = {}
@@ -160,8 +163,9 @@ class Sync:
             except Gone:
                 self.refused[wanted.key] = GONE
                 return
-            if looks > _LOOKS or now.size > MAX_BYTES:
-                self.refused[wanted.key] = RESTLESS if looks > _LOOKS else TOO_LARGE
+            reason = RESTLESS if looks > _LOOKS else too_large(now.size, self._most_bytes)
+            if reason:
+                self.refused[wanted.key] = reason
                 return
             self.current[wanted.key] = now
             self._queue.extend((now, start) for start, _ in parts(now))

@@ -1,4 +1,4 @@
-"""Where samples come from: a folder on this machine or in S3, in the layouts that people already have, or a bundled sample."""
+"""Where samples come from: files on this machine or in S3, in the layouts that people already have, or a bundled sample."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Protocol
 
 from ssl_core.config.project import ProjectConfig
-from ssl_core.config.settings import Settings
 from ssl_core.data.layout import LABELS_FILE, Item, Refused, check_classes
 from ssl_core.step import Progress
 
@@ -21,7 +20,7 @@ class Source(Protocol):
 
     def __len__(self) -> int: ...
     def items(self) -> Iterator[Item]:
-        """Every file that may be an image, in the order of its name."""
+        """Everything that may be a sample, in the order of the files' names."""
         ...
 
     def fingerprint(self) -> str:
@@ -37,20 +36,17 @@ class Source(Protocol):
 
 
 def open_source(project: ProjectConfig, cache: Path | None = None) -> Source:
-    """The source of a project; ``cache`` is where downloads are kept (default: the settings').
+    """The source of a project on images; ``cache`` is where downloads are kept (default: the settings').
 
     Raises ``UserError`` where it is missing, empty or wrongly labelled.
     """
     source = project.data.source
     if source.startswith("sample://"):
         return SampleSource(source.removeprefix("sample://"), project, cache)
-    if source.startswith("s3://"):
-        from ssl_core.data.s3_source import S3Source
+    from ssl_core.data.files import open_files
+    from ssl_core.data.image_source import RULES, ImageSource
 
-        return S3Source(project, cache or Settings().cache)
-    from ssl_core.data.folder_source import FolderSource
-
-    return FolderSource(project)
+    return ImageSource(project, open_files(source, RULES, cache))
 
 
 class SampleSource:
@@ -62,14 +58,16 @@ class SampleSource:
         self._name = name
         self._project = project
         self._cache = cache
-        self._version = sample_version(name)  # an unknown name is an error here
+        self._version = sample_version(name, project.modality)  # an unknown name is an error here
 
     @cached_property
     def _items(self) -> list[Item]:
         from ssl_core.data.samples import sample_items
 
-        items = sorted(sample_items(self._name, self._cache), key=lambda item: item.name)
-        check_classes({item.label: item.name for item in items if item.label is not None}, self._project)
+        config = self._project.data
+        items = sorted(sample_items(self._name, self._cache, config.label_type), key=lambda item: item.name)
+        if config.label_type == "class":
+            check_classes({item.label: item.name for item in items if item.label is not None}, self._project)
         return items
 
     def __len__(self) -> int:
