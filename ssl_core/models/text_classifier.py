@@ -60,8 +60,10 @@ class TextClassifier(nn.Module):
         self.tokenizer = tokenizer
         self.classes = list(classes)
         self.label_type = label_type
-        self.stride = stride
-        self.room = room_of(info.max_length, stride)
+        self.room = info.max_length - 2
+        """Tokens of a text that fit into one sequence."""
+        self.stride = min(stride, self.room // 2)
+        """Tokens that neighbouring windows share, at least; never more than half of them."""
         # A tuple hides it from ``parameters()``: pretraining's prediction head is kept as it was, to be saved with the encoder.
         self._mlm_head = (mlm_head,)
 
@@ -164,15 +166,3 @@ def load_classifier(folder: Path) -> TextClassifier:
     model = build_classifier(encoder, info, tokenizer, classes, label_type, stride, mlm_head)
     load_weights(model.head, folder / HEAD_FILE)
     return model.eval()
-
-
-def room_of(max_length: int, stride: int) -> int:
-    """Tokens of a text that fit into one sequence; ``UserError`` where neighbouring windows would share all of them."""
-    room = max_length - 2
-    if stride >= room:
-        raise UserError(
-            f"windows of {room} tokens (encoder.max_length without the two special tokens) cannot share {stride}",
-            place="task.stride",
-            next_step=f"set task.stride to less than {room}; a quarter of encoder.max_length is usual",
-        )
-    return room

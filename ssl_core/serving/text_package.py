@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
 
+from ssl_core.models.text_golden import unpack
 from ssl_core.serving.package import Kind, Package
 from ssl_core.serving.texts import COLUMN
 
@@ -55,16 +56,3 @@ class _Texts:
 
 
 PACKAGE: Package = _Texts()
-
-
-def pack(texts: Sequence[str]) -> dict[str, np.ndarray]:
-    """Texts as arrays, for a golden batch: ``texts`` uint8, all their UTF-8 bytes, and ``ends`` int64 ``(n,)``."""
-    encoded = [text.encode("utf-8", "surrogatepass") for text in texts]
-    ends = np.cumsum([len(one) for one in encoded], dtype=np.int64)
-    return {"texts": np.frombuffer(b"".join(encoded), dtype=np.uint8).copy(), "ends": ends}
-
-
-def unpack(golden: Mapping[str, np.ndarray]) -> list[str]:
-    """The texts that ``pack`` was given."""
-    data, ends = golden["texts"].tobytes(), golden["ends"].tolist()
-    return [data[start:end].decode("utf-8", "surrogatepass") for start, end in zip([0, *ends[:-1]], ends, strict=True)]

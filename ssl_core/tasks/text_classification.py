@@ -20,7 +20,7 @@ from ssl_core.data.table import SampleTable
 from ssl_core.errors import CheckFailed, UserError
 from ssl_core.models.optim import adamw, parameter_groups
 from ssl_core.models.text_classifier import TextClassifier, build_classifier
-from ssl_core.models.text_encoder import TextEncoder
+from ssl_core.models.text_encoder import MLMHead, TextEncoder
 from ssl_core.models.text_windows import Windows, cut, evaluating, mean_by_text, values_of_windows
 from ssl_core.step import NoProgress, NoTracker, Progress, Tracker
 from ssl_core.tasks.text_batches import Order
@@ -62,6 +62,7 @@ def train_classifier(
     labelled: np.ndarray,
     config: TextClassificationConfig,
     *,
+    mlm_head: MLMHead | None = None,
     device: str = "cpu",
     precision: str = "float32",
     threads: int | None = None,
@@ -75,13 +76,13 @@ def train_classifier(
     ``config.method`` full trains encoder and head; linear the head on the frozen encoder's features; lora the head and
     low-rank adapters of the attention projections, which are merged into the weights at the end. AdamW with warm-up and
     cosine; cross-entropy, binary cross-entropy or squared error by ``data.label_type``. Equal seeds and threads give equal
-    bits on a CPU. Of the labels, those at ``labelled`` ``(n,)`` alone are read.
+    bits on a CPU. Of the labels, those at ``labelled`` ``(n,)`` alone are read. ``mlm_head`` goes along, to be saved.
 
     With ``checkpoints``, full and lora go on from the newest one, to the same bits as if they had never stopped; linear
     and the folds of a cross-validation take little time and start again.
 
     Raises:
-        UserError: the task does not fit the data or the encoder (stride, frozen layers, folds, class weights).
+        UserError: the task does not fit the data or the encoder (frozen layers, folds, class weights).
         CheckFailed: the loss or a gradient is not finite, or merged adapters answer otherwise than adapters did.
         TryAgain: ``stop`` was set; a checkpoint was saved first, where there are ``checkpoints``.
     """
@@ -93,7 +94,7 @@ def train_classifier(
 
     def train(rows: np.ndarray, follow: Follower) -> tuple[TextClassifier, dict[str, Any]]:
         model = build_classifier(
-            copy.deepcopy(encoder), info, tokenizer, classes, targets.label_type, config.stride
+            copy.deepcopy(encoder), info, tokenizer, classes, targets.label_type, config.stride, mlm_head
         ).to(device)
         with torch.random.fork_rng():
             work = _Work(model, texts, labelled[rows], targets[rows], config, precision, follow)
@@ -131,7 +132,7 @@ class _Work:
         self.device = next(model.parameters()).device
         self.positions, self.targets = positions[~held], targets[~held]
         self.held_positions, self.held_targets = positions[held], targets[held]
-        self.windows: Windows = cut(texts.offsets, self.positions, model.room, config.stride)
+        self.windows: Windows = cut(texts.offsets, self.positions, model.room, model.stride)
         smoothed = self.targets.smoothed(config.label_smoothing)
         self._values = torch.from_numpy(smoothed).to(self.device)
         self._weights = torch.from_numpy(self.targets.weights).to(self.device)
@@ -236,7 +237,7 @@ def _train_head(work: _Work) -> dict[str, Any]:
     raw = work.features(work.windows)
     mean, std = raw.mean(dim=0), raw.std(dim=0, correction=0).clamp_min(1e-6)
     standard = (raw - mean) / std
-    held = cut(work.texts.offsets, work.held_positions, model.room, config.stride)
+    held = cut(work.texts.offsets, work.held_positions, model.room, model.stride)
     held_features = (work.features(held) - mean) / std if len(held) else raw[:0]
 
     def score() -> float:
