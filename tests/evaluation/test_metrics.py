@@ -6,13 +6,20 @@ from sklearn import metrics as reference
 
 from ssl_core.evaluation.metrics import (
     Bootstrap,
+    Interval,
     accuracy,
     balanced_accuracy,
+    class_quality,
+    classes_quality,
     confusion,
     describe,
     expected_calibration_error,
+    label_spread,
     macro_f1,
+    number_quality,
 )
+
+ANY = Interval(0.5, 0.4, 0.6)
 
 
 def test_metrics_agree_with_scikit_learn():
@@ -44,10 +51,82 @@ def test_description_counts_everything_once():
     boot = Bootstrap(1, 3, resamples=200)
     report = describe(scores, labels, boot.interval(np.array([[1, 0, 1]])))
     assert report["n"] == 3
+    assert report["headline"] == "accuracy"
+    assert report["quality"] == report["accuracy"]
     assert report["accuracy"] == pytest.approx(2 / 3)
     assert report["balanced_accuracy"] == pytest.approx(0.75)
     assert report["confusion"] == [[1, 1], [0, 1]]
     assert 0 <= report["low"] <= report["accuracy"] <= report["high"] <= 1
+
+
+def test_quality_of_each_prediction():
+    assert class_quality(np.array([[0.9, 0.1], [0.2, 0.8]]), np.array([0, 0])).tolist() == [1, 0]
+    scores = np.array([[0.9, 0.5, 0.1], [0.1, 0.2, 0.49], [0.9, 0.9, 0.9], [0.1, 0.1, 0.1]])
+    targets = np.array([[1, 0, 1], [0, 0, 0], [1, 1, 1], [1, 0, 0]])
+    # {0, 1} against {0, 2}: one of three; empty against empty; the same; empty against one.
+    assert classes_quality(scores, targets).tolist() == pytest.approx([1 / 3, 1, 1, 0])
+    # An error of half the spread, none, one beyond it.
+    numbers = number_quality(np.array([[1.0], [5.0], [0.0]]), np.array([[2.0], [5.0], [9.0]]), 2.0)
+    assert numbers.tolist() == pytest.approx([0.5, 1, 0])
+    with pytest.raises(ValueError, match="positive"):
+        number_quality(np.zeros((1, 1)), np.zeros((1, 1)), 0.0)
+
+
+def test_spread_of_labels_ignores_a_few_wild_ones_and_is_never_zero():
+    assert label_spread(np.arange(101.0)) == pytest.approx(90)
+    assert label_spread(np.append(np.arange(101.0), [1e9])) == pytest.approx(90, rel=0.02)
+    assert label_spread(np.array([0.0] * 99 + [7.0])) == 7
+    assert label_spread(np.array([3.0, 3.0])) == 1
+
+
+def test_the_mean_quality_of_numbers_follows_the_mean_error():
+    """Nothing but the scale: 1 - MAE / spread, where no error is beyond the spread."""
+    generator = np.random.default_rng(0)
+    truth = generator.normal(50, 10, (500, 1))
+    guess = truth + generator.normal(0, 5, (500, 1))
+    spread = label_spread(truth)
+    report = describe(guess, truth, ANY, "number")
+    assert number_quality(guess, truth, spread).mean() == pytest.approx(1 - report["mae"] / spread)
+
+
+def test_several_classes_agree_with_scikit_learn():
+    generator = np.random.default_rng(0)
+    targets = (generator.random((300, 5)) < [0.5, 0.3, 0.1, 0.02, 0]).astype(int)  # one class never occurs
+    scores = np.clip(targets * 0.4 + generator.random((300, 5)) * 0.6, 0, 1)
+    scores[:, 4] = 0.1
+    predicted = (scores >= 0.5).astype(int)
+    report = describe(scores, targets, ANY, "classes")
+    assert report["headline"] == "Jaccard index"
+    assert (report["quality"], report["low"], report["high"]) == (0.5, 0.4, 0.6)
+    assert report["micro_f1"] == pytest.approx(reference.f1_score(targets, predicted, average="micro"))
+    assert report["macro_f1"] == pytest.approx(reference.f1_score(targets[:, :4], predicted[:, :4], average="macro"))
+    assert report["subset_accuracy"] == pytest.approx(reference.accuracy_score(targets, predicted))
+    jaccard = reference.jaccard_score(targets, predicted, average="samples", zero_division=1)
+    assert report["jaccard"] == pytest.approx(jaccard)
+    both = (targets & predicted).sum(axis=0)
+    assert [one["both"] for one in report["counts"]] == both.tolist()
+    nothing = describe(np.zeros((3, 2)), np.zeros((3, 2)), ANY, "classes")
+    assert (nothing["micro_f1"], nothing["macro_f1"], nothing["subset_accuracy"]) == (1, 1, 1)
+
+
+def test_numbers_agree_with_scikit_learn_and_scipy():
+    from scipy.stats import spearmanr
+
+    generator = np.random.default_rng(0)
+    truth = generator.normal(size=(200, 1)).round(1)  # with ties
+    guess = truth * 0.5 + generator.normal(size=(200, 1))
+    report = describe(guess.astype(np.float32), truth, ANY, "number")
+    assert report["mae"] == pytest.approx(reference.mean_absolute_error(truth, guess), rel=1e-5)
+    assert report["rmse"] == pytest.approx(reference.root_mean_squared_error(truth, guess), rel=1e-5)
+    assert report["r2"] == pytest.approx(reference.r2_score(truth, guess), rel=1e-5)
+    assert report["spearman"] == pytest.approx(spearmanr(truth[:, 0], guess[:, 0]).statistic, rel=1e-5)
+
+
+def test_what_is_not_defined_is_none():
+    flat = describe(np.ones((4, 1)), np.full((4, 1), 2.0), ANY, "number")
+    assert (flat["r2"], flat["spearman"], flat["mae"]) == (None, None, 1)
+    one = describe(np.ones((1, 1)), np.ones((1, 1)), ANY, "number")
+    assert (one["r2"], one["spearman"]) == (None, None)
 
 
 def test_interval_of_one_draw_is_that_of_a_proportion():
