@@ -47,18 +47,19 @@ _SIZES = {
     "vocab_size": 2_000_000, "hidden_size": 8192, "num_hidden_layers": 96, "num_attention_heads": 128,
     "intermediate_size": 65_536, "max_position_embeddings": 131_072,
 }  # fmt: skip
+_TIED = {"tie_word_embeddings": True}  # the prediction head's matrix is the embedding table
 ARCHITECTURES = {
     "bert": Architecture(
         table="embeddings.word_embeddings.weight",
         prefixes=("bert.", "", "0.auto_model."),
         sizes=_SIZES | {"type_vocab_size": 1000},
-        fixed={"is_decoder": False, "add_cross_attention": False, "position_embedding_type": "absolute"},
+        fixed={"is_decoder": False, "add_cross_attention": False, "position_embedding_type": "absolute"} | _TIED,
     ),
     "modernbert": Architecture(
         table="embeddings.tok_embeddings.weight",
         prefixes=("model.", "", "0.auto_model."),
         sizes=_SIZES,
-        fixed={"decoder_bias": True},
+        fixed={"decoder_bias": True} | _TIED,
     ),
 }
 
@@ -210,6 +211,9 @@ def _config(path: Path) -> dict[str, Any]:
             place=str(path),
             next_step=FETCH_AGAIN,
         )
+    pad = config.get("pad_token_id")
+    if pad is not None and (isinstance(pad, bool) or not isinstance(pad, int) or not 0 <= pad < config["vocab_size"]):
+        raise UserError(f"pad_token_id is {pad!r}, no token of the vocabulary", place=str(path), next_step=FETCH_AGAIN)
     for name, value in arch.fixed.items():
         if config.get(name, value) != value:
             raise UserError(

@@ -19,6 +19,7 @@ TABLES = {"bert": "bert.embeddings.word_embeddings.weight", "modernbert": "model
 def write_tokenizer(folder: Path, tokens: tuple[str, ...] = SPECIALS + WORDS) -> Tokenizer:
     """A WordPiece tokenizer with these tokens, in ``folder``."""
     folder.mkdir(parents=True, exist_ok=True)
+    (folder / "tokenizer.json").unlink(missing_ok=True)
     (folder / "vocab.txt").write_text("\n".join(tokens) + "\n", encoding="utf-8")
     tokenizer = Tokenizer.load(folder)
     (folder / "vocab.txt").unlink()

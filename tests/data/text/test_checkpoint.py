@@ -100,12 +100,18 @@ def test_heads_that_do_not_divide_the_width(tmp_path: Path) -> None:
         ("bert", {"is_decoder": True}),
         ("bert", {"position_embedding_type": "relative_key"}),
         ("modernbert", {"decoder_bias": False}),
+        ("modernbert", {"tie_word_embeddings": False}),
         ("bert", {"quantization_config": {"bits": 4}}),
     ],
 )
 def test_a_choice_that_would_be_run_wrongly(tmp_path: Path, arch: str, change: dict[str, object]) -> None:
     write_checkpoint(tmp_path, arch, config=sizes(arch, **change))
     _refused(tmp_path, "not supported|quantised")
+
+
+@pytest.mark.parametrize("pad", [17, -1, "0", True])
+def test_a_padding_that_is_no_token(tmp_path: Path, pad: object) -> None:
+    _refused(write_checkpoint(tmp_path, config=sizes(pad_token_id=pad)), "pad_token_id is .*, no token")
 
 
 def test_names_of_remote_code_are_dropped(tmp_path: Path) -> None:
