@@ -24,8 +24,8 @@ class _Texts:
         "config/encoders.py",
         "data/__init__.py", "data/text/__init__.py", "data/text/checkpoint.py", "data/text/encoding.py", "data/text/sequences.py",
         "data/text/tokenizer.py", "data/text/words.py",
-        "models/encoder.py", "models/heads.py", "models/resnet.py", "models/text_classifier.py", "models/text_embed.py",
-        "models/text_encoder.py", "models/text_loading.py", "models/text_weights.py", "models/text_windows.py",
+        "models/dense.py", "models/encoder.py", "models/heads.py", "models/resnet.py", "models/text_attention.py", "models/text_classifier.py",
+        "models/text_embed.py", "models/text_encoder.py", "models/text_loading.py", "models/text_weights.py", "models/text_windows.py",
         "serving/texts.py",
     )  # fmt: skip
     required = ("transformers", "tokenizers")
