@@ -27,12 +27,12 @@ _ROWS = 64
 class TextEncoder(nn.Module):
     """``network`` (a ``BertModel`` without pooler, or a ``ModernBertModel``) with a pooling: texts to features."""
 
-    def __init__(self, network: nn.Module, pooling: Pooling = "mean") -> None:
+    def __init__(self, network: Any, pooling: Pooling = "mean") -> None:
         super().__init__()
-        self.network: Any = network
+        self.network = network
         self.pooling = pooling
-        self.config: Any = network.config
-        self.features = int(self.config.hidden_size)
+        self.config = network.config
+        self.features: int = self.config.hidden_size
 
     def forward(self, sequences: Sequences) -> Tensor:
         """Embeddings of N texts, ``(N, D)``: the mean of a text's token outputs, or the output of its first token."""

@@ -1,0 +1,195 @@
+"""Gauges of a text encoder in training: does it guess hidden tokens better than word frequencies do, and do texts differ for it?
+
+Legend: N texts, D features, V vocabulary, T tokens.
+
+As with images the gauges only look: fixed texts, fixed masks, eval mode, no gradient, no random number that training could miss.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+
+from ssl_core.data.text.packing import Store, gather, windows
+from ssl_core.data.text.sequences import Sequences
+from ssl_core.models.probes import knn_scores
+from ssl_core.models.text_embed import embed_tokens
+from ssl_core.objectives.mlm import MLM, predict
+from ssl_core.training.health import (
+    CHANCE_PATIENCE,
+    CHANCE_SHARE,
+    GAUGE_SAMPLES,
+    RANK_FLOOR,
+    SPREAD_FLOOR,
+    Gauge,
+    Unhealthy,
+    effective_rank,
+    evenly,
+    spread,
+)
+
+_BATCH_TOKENS = 4096
+_VAL_TOKENS = 65_536
+"""Tokens of val texts that a gauge looks at, at most."""
+_COUNTED = 10_000_000
+"""Training tokens that frequencies are counted in, at most."""
+_SEED = 0
+"""Of the masks: the same at every gauge of every run."""
+
+
+@dataclass(frozen=True)
+class _Hidden:
+    """One batch of val texts with its fixed masks."""
+
+    sequences: Sequences
+    positions: torch.Tensor
+    targets: torch.Tensor
+
+
+@dataclass
+class TextMonitor:
+    """Takes the gauges of one run at fixed steps and raises ``Unhealthy`` where ``diagnose`` finds a fault.
+
+    ``chance_loss`` is the entropy of the training tokens: the loss of a model that knows how frequent each is, and nothing of what stands around it.
+    """
+
+    objective: MLM
+    store: Store
+    tokenizer: Any
+    max_length: int
+    train: np.ndarray
+    """Positions of training texts ``(N,)``; ``GAUGE_SAMPLES`` of them, evenly spaced, are embedded."""
+    val: np.ndarray
+    """Positions of val texts, of which tokens are hidden; where there are none, those of ``train`` are taken."""
+    device: str = "cpu"
+    precision: str = "float32"
+    labelled: tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray] | None = None
+    """Positions and labels of the labelled train texts, then of the labelled val texts."""
+    history: list[Gauge] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        counts = self._frequencies()
+        share = counts[counts > 0] / max(1, counts.sum())
+        self.entropy = float(-(share * np.log(share)).sum())
+        self.vocabulary = len(counts)
+        self._hidden = self._hide(self.val if len(self.val) else self.train)
+        targets = torch.cat([batch.targets for batch in self._hidden]).numpy()
+        self.unigram_accuracy = float((targets == counts.argmax()).mean())
+        """What always guessing the most frequent token of the training texts gets."""
+        self.train = evenly(self.train, GAUGE_SAMPLES)
+        if self.labelled is not None:
+            train, train_labels, val, val_labels = self.labelled
+            some, others = evenly(np.arange(len(train)), GAUGE_SAMPLES), evenly(np.arange(len(val)), GAUGE_SAMPLES)
+            self.labelled = (train[some], train_labels[some], val[others], val_labels[others])
+
+    def observe(self, step: int, loss: float, warmup: int) -> Gauge:
+        """Looks at the encoder, remembers the gauge, and raises ``Unhealthy`` where the run must stop."""
+        was_training = self.objective.training
+        self.objective.eval()
+        try:
+            gauge = self._look(step, loss)
+        finally:
+            self.objective.train(was_training)
+        self.history.append(gauge)
+        if reason := diagnose(self.history, warmup, self.vocabulary):
+            raise Unhealthy(reason)
+        return gauge
+
+    def _look(self, step: int, loss: float) -> Gauge:
+        features = self._embed(self.train)
+        if not np.isfinite(features).all():
+            raise Unhealthy(f"the encoder's features are not finite after step {step}")
+        val_loss, accuracy = self._guess()
+        return Gauge(
+            step=step,
+            loss=loss,
+            chance_loss=self.entropy,
+            spread=spread(features),
+            effective_rank=effective_rank(features),
+            knn_accuracy=self._knn_accuracy(),
+            val_loss=val_loss,
+            masked_accuracy=accuracy,
+            unigram_accuracy=self.unigram_accuracy,
+        )
+
+    def _guess(self) -> tuple[float, float]:
+        """Mean loss and accuracy on the hidden tokens of the val texts."""
+        loss = correct = total = 0.0
+        encoder, head = self.objective.encoder, self.objective.head
+        kind = torch.device(self.device).type
+        with torch.inference_mode(), torch.autocast(kind, torch.bfloat16, enabled=self.precision == "bfloat16"):
+            for batch in self._hidden:
+                positions, targets = batch.positions.to(self.device), batch.targets.to(self.device)
+                mean, right = predict(head, encoder.hidden(batch.sequences.to(self.device), positions), targets)
+                loss += float(mean) * len(targets)
+                correct += float(right)
+                total += len(targets)
+        return loss / total, correct / total
+
+    def _knn_accuracy(self) -> float | None:
+        if self.labelled is None:
+            return None
+        train, train_labels, val, val_labels = self.labelled
+        scores = knn_scores(self._embed(train), train_labels, self._embed(val))
+        return float((scores.argmax(axis=1) == val_labels).mean())
+
+    def _embed(self, positions: np.ndarray) -> np.ndarray:
+        return embed_tokens(
+            self.objective.encoder, self.tokenizer, self.max_length, self.store.ids, np.asarray(self.store.offsets), positions,
+            precision=self.precision,
+        )  # fmt: skip
+
+    def _frequencies(self) -> np.ndarray:
+        """How often each token occurs in the training texts, ``(V,)``: in all of them, or in evenly spaced ones."""
+        counts = np.zeros(int(self.tokenizer.size), dtype=np.int64)
+        lengths = self.store.offsets[self.train + 1] - self.store.offsets[self.train]
+        stride = max(1, math.ceil(float(lengths.sum()) / _COUNTED))
+        starts, sizes = windows(self.store.offsets, self.train[::stride], 1 << 16)
+        for start, size in zip(starts.tolist(), sizes.tolist(), strict=True):
+            if counts.sum(dtype=np.int64) >= _COUNTED:
+                break
+            counts += np.bincount(self.store.ids[start : start + size], minlength=len(counts))
+        return counts
+
+    def _hide(self, positions: np.ndarray) -> list[_Hidden]:
+        starts, lengths = windows(self.store.offsets, evenly(positions, 4 * GAUGE_SAMPLES), self.max_length - 2)
+        # Evenly spaced among all windows, so that one endless text is not all that is looked at.
+        few = max(1, int(len(starts) * min(1.0, _VAL_TOKENS / max(1, int(lengths.sum())))))
+        chosen = evenly(np.arange(len(starts)), few)
+        chosen = chosen[np.argsort(lengths[chosen], kind="stable")]
+        found: list[_Hidden] = []
+        for part in np.array_split(chosen, math.ceil(int((lengths[chosen] + 2).sum()) / _BATCH_TOKENS)):
+            if len(part) == 0:
+                continue
+            whole = gather(self.store.ids, starts[part], lengths[part], self.tokenizer.cls_id, self.tokenizer.sep_id)
+            sizes, masker = whole.lengths.numpy(), self.objective.masker
+            masked = masker(whole.ids.numpy(), sizes, masker.count(sizes), np.random.default_rng([_SEED, len(found)]))
+            if len(masked.positions):
+                inputs, places, targets = map(torch.from_numpy, (masked.inputs, masked.positions, masked.targets))
+                found.append(_Hidden(Sequences(inputs, whole.lengths), places, targets.long()))
+        return found
+
+
+def diagnose(history: Sequence[Gauge], warmup: int, vocabulary: int) -> str | None:
+    """Why the run must stop, or None: a fault must show at the last two gauges after the warm-up in a row.
+
+    Faults: spread below ``SPREAD_FLOOR``, effective rank below ``RANK_FLOOR``, a loss above ``CHANCE_SHARE`` of ln V once
+    ``CHANCE_PATIENCE`` steps are done. The entropy of the tokens would be a wrong threshold: learning rests there
+    for hundreds of steps, before contexts begin to count.
+    """
+    last = [gauge for gauge in history if gauge.step > warmup][-2:]
+    if len(last) < 2:
+        return None
+    now, uniform = last[-1], math.log(vocabulary)
+    if all(gauge.spread < SPREAD_FLOOR for gauge in last):
+        return f"the encoder collapsed: all texts get nearly the same features (spread {now.spread:.4f}, below {SPREAD_FLOOR})"
+    if all(gauge.effective_rank < RANK_FLOOR for gauge in last):
+        return f"the encoder collapsed: its features fill {now.effective_rank:.2f} dimensions (effective rank, below {RANK_FLOOR})"
+    if all(gauge.step >= CHANCE_PATIENCE and gauge.loss > CHANCE_SHARE * uniform for gauge in last):
+        return f"nothing is learned: the loss {now.loss:.3f} is that of guessing among all {vocabulary:,} tokens, {uniform:.3f}"
+    return None

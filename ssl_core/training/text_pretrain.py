@@ -1,0 +1,207 @@
+"""Pretraining on texts: the network, its batches and its gauges."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.numpy import save_file
+
+from ssl_core.config.project import ProjectConfig, TextProject
+from ssl_core.config.settings import Settings, expand
+from ssl_core.contracts import GOLDEN_FILE, DatasetRef
+from ssl_core.data.text import pretrained
+from ssl_core.data.text.entities import entity_ids, load_entities
+from ssl_core.data.text.packing import TextBatches
+from ssl_core.data.text.tokenizer import Tokenizer
+from ssl_core.data.text.tokens import Tokens, open_tokens
+from ssl_core.errors import UserError
+from ssl_core.models.encoder import parameter_count
+from ssl_core.models.text_embed import embed_texts
+from ssl_core.models.text_encoder import MLMHead, TextEncoder
+from ssl_core.models.text_golden import pack
+from ssl_core.models.text_weights import TextInfo, build, load_encoder, save_encoder
+from ssl_core.objectives.masking import Masker
+from ssl_core.objectives.mlm import MLM
+from ssl_core.step import StepContext
+from ssl_core.training.memory import keep_freed_memory
+from ssl_core.training.prepared import Prepared
+from ssl_core.training.runtime import Precision, Runtime
+from ssl_core.training.text_bench import texts_at
+from ssl_core.training.text_health import TextMonitor
+
+MIN_TRAIN_TEXTS = 8
+MIN_TRAIN_TOKENS = 64
+"""Of fewer there is next to nothing to hide."""
+GOLDEN_TEXTS = 16
+_GOLDEN_TOKENS = 1024
+"""A longer text is not taken for the golden batch, unless all are: it travels with every model."""
+_TRIAL_STEPS, _TRIAL_WARMUP, _TRIAL_SECONDS = 20, 4, 3.0
+_WORTH = 1.1
+"""bfloat16 has fewer digits, so it must be faster by this much to be taken."""
+
+
+def fingerprint(project: ProjectConfig) -> str:
+    """Changes with the entities to mask and the checkpoint to start from, where they are files of this machine."""
+    assert isinstance(project, TextProject)
+    entities, listing = project.objective.masking.entities, [pretrained.fingerprint(project.encoder.init_from)]
+    if entities is not None:
+        path = expand(entities)
+        # A file that is missing is the step's to report.
+        listing.append(hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else "")
+    return hashlib.sha256(json.dumps(listing).encode()).hexdigest() if any(listing) else ""
+
+
+def prepare(ctx: StepContext, dataset: DatasetRef, runtime: Runtime) -> Prepared:
+    """A transformer, masked language modelling on it and what feeds and watches them.
+
+    Raises ``UserError`` where there are too few texts, or where tokenizer, checkpoint and configuration do not fit together.
+    """
+    project = ctx.project
+    assert isinstance(project, TextProject)
+    config = project.pretrain
+    keep_freed_memory()
+    tokenizer = Tokenizer.load(ctx.fetch("tokenizer"))
+    tokens = open_tokens(dataset, ctx.settings, tokenizer, progress=ctx.progress, stop=ctx.stop)
+    train = _train_texts(tokens, dataset)
+    source = project.encoder.init_from
+    folder = None if source is None else pretrained.find(source, ctx.settings)
+    encoder, head, loaded = build(project.encoder, tokenizer, config.seed, folder)
+    ctx.progress.note(str(loaded))
+    masking = project.objective.masking
+    entities = [] if masking.entities is None else entity_ids(load_entities(expand(masking.entities)), tokenizer)
+    batches = TextBatches(
+        tokens, train, max_length=project.encoder.max_length, batch_tokens=config.batch_tokens,
+        cls_id=tokenizer.cls_id, sep_id=tokenizer.sep_id, seed=config.seed,
+    )  # fmt: skip
+    hidden = max(1, round(masking.rate * batches.maskable))
+    objective = MLM(
+        encoder, head, Masker(masking, tokenizer, entities), count=hidden, dropout=project.objective.dropout
+    )
+    trial: dict[str, Any] = {}
+    if config.precision == "auto":
+        trial = _choose_precision(ctx, objective, batches, runtime)
+        runtime = replace(runtime, precision=trial["precision"])
+    parameters = parameter_count(objective)
+    return Prepared(
+        objective=objective,
+        batches=batches,
+        monitor=TextMonitor(
+            objective, tokens, tokenizer, project.encoder.max_length, train, tokens.positions("val"),
+            device=runtime.device, precision=runtime.precision, labelled=_labelled(tokens),
+        ),
+        unit="tokens",
+        resolved={
+            "max_length": project.encoder.max_length, "vocabulary": int(encoder.config.vocab_size), "train_texts": len(train),
+            "train_tokens": batches.tokens, "batch_tokens": round(batches.tokens / batches.per_epoch), "hidden_tokens": hidden,
+            "parameters": parameters, "entities": len(entities),
+        },
+        save=lambda path: _save(path, encoder.cpu(), head.cpu(), TextInfo.of(project.encoder, encoder), tokenizer, tokens, train),
+        features=encoder.features,
+        network=f"a {project.encoder.arch} ({parameters:,} parameters{f', from {source}' if source else ''})",
+        data=f"{len(train):,} texts ({batches.tokens:,} tokens)",
+        mend="lower pretrain.learning_rate, raise pretrain.batch_tokens, or look at the texts and at the tokenizer's report",
+        runtime=runtime,
+        measured={"loaded": loaded.to_dict()} | ({"precision_trial": trial} if trial else {}),
+    )  # fmt: skip
+
+
+def _train_texts(tokens: Tokens, dataset: DatasetRef) -> np.ndarray:
+    """Texts of split train that have a token. Raises ``UserError`` where they are too few, or say too little."""
+    train = tokens.positions("train")
+    lengths = tokens.lengths(train)
+    train = train[lengths > 0]
+    if len(train) < MIN_TRAIN_TEXTS or lengths.sum() < MIN_TRAIN_TOKENS:
+        raise UserError(
+            f"{len(train):,} training texts with {int(lengths.sum()):,} tokens; pretraining needs at least {MIN_TRAIN_TEXTS} texts and "
+            f"{MIN_TRAIN_TOKENS} tokens",
+            place=f"dataset {dataset.tag or dataset.name}",
+            next_step="add texts to data.source, or raise data.split.train",
+        )
+    return train
+
+
+def _labelled(tokens: Tokens) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray] | None:
+    """What the kNN observer votes with and on, where train and val both hold classes."""
+    table = tokens.table
+    if table.label_type != "class":
+        return None
+    train, val = table.positions("train", labelled=True), table.positions("val", labelled=True)
+    if len(train) == 0 or len(val) == 0:
+        return None
+    return train, table.labels[train], val, table.labels[val]
+
+
+def _save(
+    folder: Path, encoder: TextEncoder, head: MLMHead, info: TextInfo, tokenizer: Tokenizer, tokens: Tokens, train: np.ndarray
+) -> None:  # fmt: skip
+    """The encoder folder, with a golden batch computed by what was read back from it: registration compares with that."""
+    save_encoder(folder, encoder, head, info, tokenizer)
+    loaded, _, info, tokenizer = load_encoder(folder)
+    lengths = tokens.lengths(train)
+    short = train[lengths <= _GOLDEN_TOKENS]
+    chosen = short if len(short) else train[[lengths.argmin()]]
+    texts = texts_at(tokens.folder, chosen[:GOLDEN_TEXTS])
+    save_file(pack(texts) | {"features": embed_texts(loaded, tokenizer, info.max_length, texts)}, folder / GOLDEN_FILE)
+
+
+# ---- which precision
+
+
+def _choose_precision(ctx: StepContext, objective: MLM, batches: TextBatches, runtime: Runtime) -> dict[str, Any]:
+    """bfloat16 where a short trial finds it faster; remembered, so that a run that goes on computes as it began.
+
+    Gives ``precision``, and the tokens per second of both.
+    """
+    kept = _trial_file(ctx.settings, ctx.key)
+    try:
+        found: dict[str, Any] = json.loads(kept.read_text(encoding="utf-8"))
+        if found["precision"] in ("float32", "bfloat16") and found["device"] == runtime.device:
+            return found
+    except (OSError, ValueError, KeyError, TypeError):
+        pass
+    speeds = compare_precisions(objective, batches, runtime.device)
+    precision: Precision = "bfloat16" if speeds["bfloat16"] > _WORTH * speeds["float32"] else "float32"
+    found = {"precision": precision, "device": runtime.device, "tokens_per_second": speeds}
+    ctx.progress.note(
+        f"trial: float32 {speeds['float32']:,.0f}, bfloat16 {speeds['bfloat16']:,.0f} tokens/s; taking {precision}"
+    )
+    try:
+        kept.parent.mkdir(parents=True, exist_ok=True)
+        kept.write_text(json.dumps(found), encoding="utf-8")
+    except OSError:  # a cache that cannot be written costs a trial, not the run
+        pass
+    return found
+
+
+def _trial_file(settings: Settings, key: str) -> Path:
+    return settings.cache / "trials" / f"{key}.json"
+
+
+def compare_precisions(objective: MLM, batches: TextBatches, device: str) -> dict[str, int]:
+    """Tokens per second of forward and backward in both precisions, in turns; weights and random state stay as they are."""
+    kind = torch.device(device).type
+    objective.to(device).train()
+    seconds: dict[str, list[float]] = {"float32": [], "bfloat16": []}
+    started = time.monotonic()
+    with torch.random.fork_rng(devices=[torch.cuda.current_device()] if kind == "cuda" else []):
+        for step in range(_TRIAL_STEPS):
+            name = ("float32", "bfloat16")[step % 2]
+            batch = batches.fetch(step % batches.per_epoch)
+            begin = time.perf_counter()
+            with torch.autocast(kind, torch.bfloat16, enabled=name == "bfloat16"):
+                loss, _ = objective(batch, seed=0, step=step)
+            loss.backward()
+            float(loss)  # a GPU answers only when it is done
+            if step >= _TRIAL_WARMUP:
+                seconds[name].append((time.perf_counter() - begin) / len(batch.ids))
+            objective.zero_grad(set_to_none=True)
+            if seconds["bfloat16"] and time.monotonic() - started > _TRIAL_SECONDS:
+                break  # a large network shows it in two steps
+    return {name: round(1 / float(np.median(values))) for name, values in seconds.items()}
