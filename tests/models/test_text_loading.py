@@ -12,6 +12,9 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from ssl_core.config.encoders import TransformerConfig
+from ssl_core.config.settings import Settings
+from ssl_core.data.text.pretrained import find
 from ssl_core.data.text.tokenizer import Tokenizer
 from ssl_core.errors import UserError
 from ssl_core.models.text_weights import TextInfo, build, save_encoder
@@ -25,6 +28,7 @@ from tests.models.text_library import (
     flat,
     library,
     library_answers,
+    sequences,
     small_config,
 )
 
@@ -225,3 +229,39 @@ def test_another_tokenizer_than_the_checkpoints(tmp_path: Path) -> None:
     write_tokenizer(folder, (*SPECIALS, *WORDS, "more"))
     with pytest.raises(UserError, match="tokenizer has 18 tokens, but its embedding table only 17 rows"):
         build(small_config(folder), Tokenizer.load(folder), 0, folder)
+
+
+# ---- the bundled checkpoint
+
+_PARAPHRASES = [
+    ("The film was wonderful.", "A great movie."),
+    ("How do I reset my password?", "I forgot my login and need a new one."),
+    ("It is raining heavily outside.", "There is a downpour out there."),
+    ("The company's profits fell last year.", "Earnings of the firm declined in the previous year."),
+]
+
+
+@pytest.mark.e2e
+def test_minilm_out_of_its_wheel_knows_a_paraphrase(settings: Settings, tmp_path: Path) -> None:
+    folder = find("sample://minilm", settings)
+    tokenizer = Tokenizer.load(folder)
+    config = TransformerConfig(init_from="sample://minilm", max_length=512)
+    encoder, head, report = build(config, tokenizer, 0, folder)
+    assert (encoder.features, encoder.config.num_hidden_layers, tokenizer.size) == (384, 6, 30_522)
+    assert len(report.loaded) == 101
+    assert all(name.startswith("cls.predictions.") for name in report.new)
+    assert set(report.unused) == {"embeddings.position_ids", "pooler.dense.bias", "pooler.dense.weight"}
+    assert len(tokenizer.encode(["word " * 300])[0]) == 300  # its file says: cut at 128, pad to 128
+
+    texts = [text for pair in _PARAPHRASES for text in pair]
+    batch = sequences(tokenizer, texts)
+    with torch.no_grad():
+        features = torch.nn.functional.normalize(encoder.eval()(batch), dim=1)
+    likeness = features[0::2] @ features[1::2].T
+    assert (likeness.argmax(dim=1) == torch.arange(len(_PARAPHRASES))).all()
+    own = likeness.diagonal()
+    others = likeness[~torch.eye(len(own), dtype=torch.bool)]
+    assert own.min() > others.max() + 0.1
+
+    save_encoder(tmp_path / "saved", encoder, head, TextInfo.of(config, encoder), tokenizer)
+    assert_same(answers(encoder, head, tokenizer), library_answers(tmp_path / "saved"))

@@ -45,8 +45,8 @@ def change_tensors(folder: Path, change: Callable[[dict[str, Tensor]], dict[str,
     save_file({name: tensor.clone() for name, tensor in tensors.items()}, folder / "model.safetensors")
 
 
-def sequences(tokenizer: Tokenizer) -> Sequences:
-    rows = [[tokenizer.cls_id, *ids, tokenizer.sep_id] for ids in tokenizer.encode(TEXTS)]
+def sequences(tokenizer: Tokenizer, texts: list[str] = TEXTS) -> Sequences:
+    rows = [[tokenizer.cls_id, *ids, tokenizer.sep_id] for ids in tokenizer.encode(texts)]
     return Sequences(torch.tensor([i for row in rows for i in row]), torch.tensor([len(row) for row in rows]))
 
 
