@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -36,6 +36,8 @@ class LoadReport:
 
     source: str = ""
     """The checkpoint's folder; empty where the encoder was built from scratch."""
+    sha256: str = ""
+    """Of the checkpoint's weights: which they were, wherever they lay."""
     loaded: tuple[str, ...] = ()
     """Tensors of the network that the checkpoint gave."""
     new: tuple[str, ...] = ()
@@ -62,7 +64,7 @@ class LoadReport:
     def to_dict(self) -> dict[str, Any]:
         """JSON values, for the step's record."""
         return {
-            "source": self.source, "loaded": list(self.loaded), "new": list(self.new), "unused": list(self.unused),
+            "source": self.source, "sha256": self.sha256, "loaded": list(self.loaded), "new": list(self.new), "unused": list(self.unused),
             "added_rows": self.added_rows, "summary": str(self),
         }  # fmt: skip
 
@@ -144,7 +146,7 @@ def from_checkpoint(
         sources, report = _match(model_class(config)(config), checkpoint, complete=complete)
     model = new_model(config, seed)
     _fill(model, checkpoint, sources, slice(known, tokens))
-    return model, LoadReport(report.source, report.loaded, report.new, report.unused, tokens - known)
+    return model, replace(report, added_rows=tokens - known)
 
 
 def _match(model: nn.Module, checkpoint: Checkpoint, *, complete: bool) -> tuple[dict[str, str], LoadReport]:
@@ -180,7 +182,7 @@ def _match(model: nn.Module, checkpoint: Checkpoint, *, complete: bool) -> tuple
             next_step=_SAME_CHECKPOINT,
         )
     loaded = tuple(name for name in wanted if name not in new)
-    return sources, LoadReport(str(checkpoint.folder), loaded, tuple(new), tuple(sorted(unused)))
+    return sources, LoadReport(str(checkpoint.folder), "", loaded, tuple(new), tuple(sorted(unused)))
 
 
 def _our_name(name: str, prefix: str, base: str, ours: Iterable[str]) -> str:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import copy
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -114,7 +114,7 @@ def build(
     _require_agreement(config, checkpoint)
     known = _require_same_tokens(checkpoint, tokenizer)
     model, report = from_checkpoint(checkpoint, seed, known, tokenizer.size)
-    return *split(model, config.pooling), report
+    return *split(model, config.pooling), replace(report, sha256=checkpoint.digest())
 
 
 def random_encoder(source: Path | TextInfo, tokenizer: Tokenizer, seed: int) -> TextEncoder:

@@ -18,6 +18,7 @@ from ssl_core.data.text.pretrained import find
 from ssl_core.data.text.tokenizer import Tokenizer
 from ssl_core.errors import UserError
 from ssl_core.models.text_weights import TextInfo, build, save_encoder
+from ssl_core.store import file_sha256
 from tests.data.text.checkpoints import SPECIALS, WORDS, write_tokenizer
 from tests.models.text_library import (
     ARCHS,
@@ -40,6 +41,7 @@ def test_a_masked_language_model_arrives_whole(arch: str, tmp_path: Path) -> Non
     encoder, head, report = build(small_config(folder, arch=arch), tokenizer, 0, folder)
     assert_same(answers(encoder, head, tokenizer), library_answers(folder))
     assert (report.new, report.unused, report.added_rows) == ((), (), 0)
+    assert (report.source, report.sha256) == (str(folder), file_sha256(folder / "model.safetensors"))
     assert len(report.loaded) == len(load_file(folder / "model.safetensors"))
     assert head.weight is encoder.network.get_input_embeddings().weight
 
@@ -57,6 +59,7 @@ def test_an_encoder_alone_gets_a_new_head_and_says_so(arch: str, unused: tuple[s
     assert all(name.startswith(("cls.predictions.", "head.", "decoder.")) for name in report.new)
     assert set(json.loads(json.dumps(report.to_dict()))) == {
         "source",
+        "sha256",
         "loaded",
         "new",
         "unused",

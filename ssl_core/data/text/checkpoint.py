@@ -6,6 +6,7 @@ do is refused here, once, for every way that a checkpoint may come.
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -22,6 +23,7 @@ SUFFIXES = (".safetensors", ".json", ".txt")
 """Of the files that a checkpoint consists of."""
 
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
+_TEXT_BYTES = 200_000_000
 _JSON_BYTES = {CONFIG_FILE: 1_000_000, INDEX_FILE: 50_000_000}
 _DTYPES = ("F16", "BF16", "F32", "F64")
 _NAMES_SHOWN = 5
@@ -84,6 +86,14 @@ class Checkpoint:
         """Rows of the embedding table."""
         return int(self.config["vocab_size"])
 
+    def digest(self) -> str:
+        """SHA-256 of the weights: of their file, or of the files' digests."""
+        found = []
+        for path in self.files:
+            with path.open("rb") as file:
+                found.append(hashlib.file_digest(file, "sha256").hexdigest())
+        return found[0] if len(found) == 1 else hashlib.sha256(" ".join(found).encode()).hexdigest()
+
 
 def inspect(folder: Path) -> Checkpoint:
     """The checkpoint in ``folder``.
@@ -93,7 +103,7 @@ def inspect(folder: Path) -> Checkpoint:
     """
     if not folder.is_dir():
         raise UserError("there is no such folder", place=str(folder), next_step=_NAME_A_FOLDER)
-    _stays_inside(folder)
+    _check_files(folder)
     files = _weight_files(folder)
     config = _config(folder / CONFIG_FILE)
     shapes = _shapes(files)
@@ -129,15 +139,23 @@ def shortened(names: list[str]) -> str:
     return ", ".join(names[:_NAMES_SHOWN]) + (f" and {more} more" if more > 0 else "")
 
 
-def _stays_inside(folder: Path) -> None:
-    """Refuses a checkpoint file that is a link to somewhere else: it would be read, and copied to where others can."""
+def _check_files(folder: Path) -> None:
+    """Refuses a checkpoint file that is a link to somewhere else (it would be read, and copied to where others can), or beyond measure."""
     home = folder.resolve()
     for path in sorted(folder.iterdir()):
-        if path.suffix in SUFFIXES and not path.resolve().is_relative_to(home):
+        if path.suffix not in SUFFIXES:
+            continue
+        if not path.resolve().is_relative_to(home):
             raise UserError(
                 "the file is a link that leads out of the checkpoint's folder",
                 place=str(path),
                 next_step="copy the folder with what its links name (cp -rL FOLDER NEW) and name the copy",
+            )
+        if path.suffix != ".safetensors" and path.is_file() and path.stat().st_size > _TEXT_BYTES:
+            raise UserError(
+                f"{path.stat().st_size / 1e6:.0f} MB, and a tokenizer's or a configuration's file has at most {_TEXT_BYTES / 1e6:g}",
+                place=str(path),
+                next_step=FETCH_AGAIN,
             )
 
 

@@ -176,3 +176,9 @@ def test_several_files_with_an_index(tmp_path: Path) -> None:
     save_file({TABLES["bert"]: TABLE}, tmp_path / "model-2.safetensors")
     index.write_text(json.dumps({"weight_map": {"a": "model-1.safetensors", "b": "model-2.safetensors"}}))
     _refused(tmp_path, "in two files")
+
+
+def test_a_text_file_beyond_measure(tmp_path: Path) -> None:
+    with (write_checkpoint(tmp_path) / "tokenizer.json").open("r+b") as file:
+        file.truncate(300_000_000)  # a hole: it takes no room on the disk
+    assert _refused(tmp_path, "300 MB").place.endswith("tokenizer.json")
