@@ -19,6 +19,7 @@ from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
 from ssl_core.cli.dvc_file import chosen_project, dvc_yaml
+from ssl_core.config.load import find_project, load_project
 from ssl_core.config.project import ImageProject, TextProject, project_schema
 from ssl_core.config.settings import Settings
 
@@ -124,10 +125,12 @@ def default(field: FieldInfo) -> str:
 
 
 def main() -> int:
+    project = chosen_project(PIPELINE)
+    modality = load_project(find_project(project, PIPELINE.parent / "projects")).modality
     wanted = {
         DOCS / "project-yaml.md": reference(),
         DOCS / "project.schema.json": json.dumps(project_schema(), indent=2) + "\n",
-        PIPELINE: dvc_yaml(chosen_project(PIPELINE)),
+        PIPELINE: dvc_yaml(project, modality),
     }
     stale = [path for path, text in wanted.items() if not path.exists() or path.read_text(encoding="utf-8") != text]
     if "--check" not in sys.argv:

@@ -9,14 +9,14 @@ from dataclasses import dataclass
 from importlib import import_module
 from typing import Any
 
+from ssl_core.config.project import PROJECTS
+
 
 @dataclass(frozen=True)
 class Modality:
     """One row of the table."""
 
     name: str
-    noun: str
-    """What samples are called, in the plural."""
     kind: str
     """``module:name`` of its ``data.kinds.Kind``: what ingest and the dataset folder have to know."""
     pretrain: str
@@ -34,7 +34,6 @@ MODALITIES = {
     for row in (
         Modality(
             "image",
-            "images",
             kind="ssl_core.data.image_kind:KIND",
             pretrain="ssl_core.training.image_pretrain:prepare",
             bench="ssl_core.training.image_bench:open_bench",
@@ -42,7 +41,6 @@ MODALITIES = {
         ),
         Modality(
             "text",
-            "texts",
             kind="ssl_core.data.text.kind:KIND",
             pretrain="ssl_core.training.text_pretrain:prepare",
             bench="ssl_core.training.text_bench:open_bench",
@@ -55,7 +53,7 @@ MODALITIES = {
 
 def noun(modality: str) -> str:
     """What the samples of a modality are called, in the plural."""
-    return MODALITIES[modality].noun
+    return PROJECTS[modality].noun
 
 
 def part(modality: str, name: str) -> Any:

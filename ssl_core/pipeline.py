@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -32,11 +32,13 @@ class Step:
     inputs: tuple[str, ...] = ()
     outputs: tuple[str, ...] = ()
     config: tuple[str, ...] = ()
-    """Dotted paths of the configuration it reads; ``-path`` leaves a part out. Nothing else reaches its key."""
+    """Dotted paths of the configuration it reads, where the modality has them; ``-path`` leaves a part out. Nothing else reaches its key."""
     cached: bool = True
     """Asked again with the same key, its record is returned."""
     fingerprint: str = ""
     """``module:function(project) -> str`` of what it reads outside the configuration, for its key."""
+    modalities: tuple[str, ...] = ()
+    """The modalities that have this step; empty: all."""
     needs_labels: bool = False
     """Skipped where the dataset has no labels."""
     pool: str = ""
@@ -57,6 +59,7 @@ _PRETRAIN = (
     "data.near_duplicates",
     "data.image_size",
     "data.channels",
+    "tokenizer",
     "encoder",
     "objective",
     "pretrain",
@@ -107,13 +110,25 @@ STEPS: tuple[Step, ...] = (
         pool="data-repo",
     ),
     Step(
+        "tokenize",
+        "pretrain",
+        "ssl_core.data.text.tokenize:run",
+        "Trains the tokenizer on the training texts, or takes that of a checkpoint, and says how well it fits.",
+        inputs=("dataset",),
+        outputs=("tokenizer",),
+        config=("name", "modality", "tokenizer", "encoder.init_from", "encoder.max_length"),
+        fingerprint="ssl_core.data.text.tokenize:fingerprint",
+        modalities=("text",),
+    ),
+    Step(
         "pretrain",
         "pretrain",
         "ssl_core.training.pretrain:run",
         "Trains the encoder without labels; goes on from its last checkpoint after an interruption.",
-        inputs=("dataset",),
+        inputs=("dataset", "tokenizer"),
         outputs=("encoder",),
         config=_PRETRAIN,
+        fingerprint="ssl_core.training.pretrain:fingerprint",
         pool="gpu",
         resumable=True,
     ),
@@ -194,13 +209,24 @@ STEPS: tuple[Step, ...] = (
     ),
 )
 
+_ABSENT = object()
 _BY_NAME = {step.name: step for step in STEPS}
 _PRODUCERS = {artifact: step for step in STEPS for artifact in step.outputs}
 
 
-def get_step(name: str) -> Step:
-    """The row called ``name``; ``KeyError`` where there is none."""
-    return _BY_NAME[name]
+def get_step(name: str, modality: str = "") -> Step:
+    """The row called ``name``, as the modality has it where one is given; ``KeyError`` where there is none."""
+    if not modality:
+        return _BY_NAME[name]
+    return {step.name: step for step in steps_for(modality)}[name]
+
+
+@cache
+def steps_for(modality: str) -> tuple[Step, ...]:
+    """The rows that a modality has, without inputs that none of them makes."""
+    rows = [step for step in STEPS if not step.modalities or modality in step.modalities]
+    made = {artifact for step in rows for artifact in step.outputs}
+    return tuple(replace(step, inputs=tuple(name for name in step.inputs if name in made)) for step in rows)
 
 
 def producer(artifact: str) -> Step:
@@ -227,8 +253,11 @@ def config_slice(project: ProjectConfig, paths: tuple[str, ...]) -> dict[str, An
     for path in (p for p in paths if not p.startswith("-")):
         value: Any = whole
         for part in path.split("."):
-            value = value[part]
-        chosen[path] = value
+            value = value.get(part, _ABSENT)
+            if value is _ABSENT:
+                break
+        if value is not _ABSENT:
+            chosen[path] = value
     for path in (p[1:] for p in paths if p.startswith("-")):
         section, _, leaf = path.rpartition(".")
         chosen[section] = {k: v for k, v in chosen[section].items() if k != leaf}

@@ -5,12 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 
 from ssl_core.config.project import ProjectConfig
-from ssl_core.pipeline import STEPS, Step
+from ssl_core.pipeline import Step, steps_for
 
 _WHAT = {
     "ingest": "Looks at the data source, makes a dataset version of what is there, judges it, and publishes it. Unchanged "
     "content makes no new version, and a version that does not pass leaves the last one in use.",
-    "pretrain": "Trains an encoder on the unlabeled images of a dataset version and registers it in MLflow.",
+    "pretrain": "Trains an encoder on the unlabeled {noun} of a dataset version and registers it in MLflow.",
     "finetune": "Puts a head on an encoder, trains it on the labels there are, measures on test data whether pretraining "
     "helped, and lets the gate decide whether the new model becomes the champion.",
 }
@@ -23,9 +23,11 @@ _AFTERWARDS = {
 
 def dag_doc(project: ProjectConfig, template: str, project_file: Path) -> str:
     """The DAG's doc page."""
-    steps = "\n".join(f"| `{step.name}` | {step.about} |" for step in STEPS if step.template == template)
+    steps = "\n".join(
+        f"| `{step.name}` | {step.about} |" for step in steps_for(project.modality) if step.template == template
+    )
     return (
-        f"# {project.name}: {template}\n\n{project.description}\n\n{_WHAT[template]}\n\n"
+        f"# {project.name}: {template}\n\n{project.description}\n\n{_WHAT[template].format(noun=project.noun)}\n\n"
         f"**Starts**: {starts(project, template)}.  \n"
         f"**Afterwards**: {_AFTERWARDS[template].format(name=project.name)}.  \n"
         f"**Project file**: `{project_file}`  \n"

@@ -17,7 +17,7 @@ REVISION_PATTERN = r"^(latest|[\w.@-]+)$"
 VERSION_PATTERN = r"^[1-9][0-9]*$"
 _SECTIONS = {
     "ingest": ("data", "validation"),
-    "pretrain": ("pretrain", "objective", "encoder"),
+    "pretrain": ("pretrain", "objective", "tokenizer", "encoder"),
     "finetune": ("task", "evaluate", "promotion"),
 }
 _LIMITS = ("minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum", "minLength", "maxLength", "pattern", "enum")
@@ -47,10 +47,15 @@ def form(project: ProjectConfig, template: str) -> dict[str, Param]:
             description_md=f"A version of `{project.name}-encoder` in the registry. Empty: the encoder that woke the run, "
             "else the champion's, else the newest",
         )
-    leaves = [leaf for name in _SECTIONS[template] for leaf in _leaves(getattr(project, name), name)]
+    leaves = [
+        leaf
+        for name in _SECTIONS[template]
+        if name in type(project).model_fields
+        for leaf in _leaves(getattr(project, name), name)
+    ]
     for key, value, schema in sorted(leaves, key=lambda leaf: not leaf[2]["first"]):  # stable: the rest in its order
         name = key.partition(".")[0]
-        section = None if schema["first"] else f"{name}: {ProjectConfig.model_fields[name].description}"
+        section = None if schema["first"] else f"{name}: {type(project).model_fields[name].description}"
         fields[key] = _field(key, value, schema, section)
     fields["overrides"] = Param(
         {},

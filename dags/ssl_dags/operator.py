@@ -19,7 +19,7 @@ from airflow.sdk.exceptions import (
 from airflow.sdk.log import mask_secret
 from pydantic import ValidationError
 
-from ssl_core.config.load import load_project
+from ssl_core.config.load import load_project, local_paths
 from ssl_core.config.project import ProjectConfig
 from ssl_core.config.runner import RunnerConfig, containers, runner_kind
 from ssl_core.config.settings import Settings
@@ -61,15 +61,18 @@ class StepOperator(BaseOperator):
     What to do comes from the run itself: ``resolve`` froze the configuration, earlier tasks made the artifacts. The project
     file is read by ``resolve`` alone, so that an edit never changes a run in progress.
 
-    ``announces``: the artifact whose reference the asset event carries; without news there is none, and the task is skipped.
+    ``takes``: the artifacts that the step reads. ``announces``: the artifact whose reference the asset event carries; without news there is none, and the task is skipped.
     """
 
     operator_extra_links = (MlflowRunLink(), ReportLink())
     ui_color = "#e8f1fb"
 
-    def __init__(self, *, step: str, project: str, project_file: str, announces: str = "", **kwargs: Any) -> None:
+    def __init__(
+        self, *, step: str, takes: list[str], project: str, project_file: str, announces: str = "", **kwargs: Any
+    ) -> None:
         super().__init__(**kwargs)
         self.step = step
+        self.takes = takes
         self.project = project
         self.project_file = project_file
         self.announces = announces
@@ -137,10 +140,9 @@ class StepOperator(BaseOperator):
             return StepSpec(step=self.step, project=project.model_dump(mode="json"), run=run, request=request)
         config = artifacts["config"]
         assert isinstance(config, ArtifactRef)
-        needed = get_step(self.step).inputs
-        if missing := [name for name in needed if name not in artifacts]:
+        if missing := [name for name in self.takes if name not in artifacts]:
             raise UserError(f"nothing before it made {', '.join(missing)}", place=f"{ti.dag_id}: {self.step}")
-        return StepSpec(step=self.step, config=config, inputs={n: artifacts[n] for n in needed}, run=run)
+        return StepSpec(step=self.step, config=config, inputs={n: artifacts[n] for n in self.takes}, run=run)
 
     def _asked(self, context: Mapping[str, Any]) -> tuple[ProjectConfig, RunRequest]:
         """The project with what the trigger form changed, and which dataset and encoder the run asks for."""
@@ -295,8 +297,7 @@ def _digest(spec: StepSpec) -> str:
 
 def _local_data(project: ProjectConfig) -> list[str]:
     """What of this machine the project's data comes from: nothing where it is a sample or lies in S3."""
-    paths = [path for path in (project.data.source, project.data.labels) if path and "://" not in path]
-    return [path for path in paths if Path(path).is_absolute()]
+    return [str(path) for path in local_paths(project)]
 
 
 def _newest_encoder(context: Mapping[str, Any]) -> str:

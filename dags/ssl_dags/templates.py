@@ -12,7 +12,7 @@ from airflow.sdk import DAG, Asset, AssetOrTimeSchedule, CronTriggerTimetable, g
 from ssl_core.config.load import load_project
 from ssl_core.config.project import ProjectConfig
 from ssl_core.errors import UserError
-from ssl_core.pipeline import STEPS, Step, get_step, producer
+from ssl_core.pipeline import Step, get_step, producer, steps_for
 from ssl_dags import notify
 from ssl_dags.docs import dag_doc, step_doc
 from ssl_dags.forms import form
@@ -73,20 +73,20 @@ def build(project: ProjectConfig, template: str, project_file: Path) -> DAG:
             "on_failure_callback": notify.step_failed,
         },
     ) as dag:
-        tasks = {step.name: _task(step, project, project_file) for step in steps_of(template)}
-        for before, after in edges(template):
+        tasks = {step.name: _task(step, project, project_file) for step in steps_of(template, project.modality)}
+        for before, after in edges(template, project.modality):
             tasks[before] >> tasks[after]
     return dag
 
 
-def steps_of(template: str) -> list[Step]:
-    """``resolve``, then the rows of the table that belong to the template."""
-    return [get_step("resolve"), *(step for step in STEPS if step.template == template)]
+def steps_of(template: str, modality: str) -> list[Step]:
+    """``resolve``, then the rows of the table that belong to the template, as the modality has them."""
+    return [get_step("resolve"), *(step for step in steps_for(modality) if step.template == template)]
 
 
-def edges(template: str) -> list[tuple[str, str]]:
+def edges(template: str, modality: str) -> list[tuple[str, str]]:
     """Who waits for whom within a template: the table's references, without those that another path implies."""
-    steps = steps_of(template)
+    steps = steps_of(template, modality)
     inside = {step.name for step in steps}
     needs = {step.name: {producer(name).name for name in step.inputs} & inside - {step.name} for step in steps}
     for name in inside - {"resolve"}:
@@ -129,6 +129,7 @@ def _task(step: Step, project: ProjectConfig, project_file: Path) -> StepOperato
     return StepOperator(
         task_id=step.name,
         step=step.name,
+        takes=list(step.inputs),
         project=project.name,
         project_file=str(project_file),
         announces=announces,

@@ -11,7 +11,7 @@ from typing import Any
 import yaml
 
 from ssl_core.errors import UserError
-from ssl_core.pipeline import STEPS, Step, producer
+from ssl_core.pipeline import STEPS, Step, producer, steps_for
 
 LAST = "gate"
 """No stage promotes: rebuilding what is out of date must not change which model is in use."""
@@ -21,18 +21,18 @@ _PROJECT_FILE = "projects/${project}.yaml"
 _RESULTS = ".ssl/dvc/${project}"
 _SCHEMA = "ssl_core/config"
 _HEAD = """\
-# Generated from the step table (ssl_core/pipeline.py) by `make docs`. To run another project, change `project` below; that
-# line stays as you set it. What the rest means, and how to run it: docs/dvc.md.
+# Generated from the step table (ssl_core/pipeline.py) by `make docs`. To run another project, change `project` below
+# (and run `make docs` where it is on something else than images); that line stays as you set it. What the rest means, and how to run it: docs/dvc.md.
 """
 
 
-def stages() -> list[Step]:
-    """The rows up to the gate: what it needs, directly or through others, in the table's order."""
+def stages(modality: str) -> list[Step]:
+    """The rows of a modality up to the gate: what it needs, directly or through others, in the table's order."""
     needed = {"resolve", LAST}
-    for step in reversed(STEPS):
+    for step in reversed(steps_for(modality)):
         if step.name in needed:
             needed |= {producer(artifact).name for artifact in step.inputs}
-    return [step for step in STEPS if step.name in needed]
+    return [step for step in steps_for(modality) if step.name in needed]
 
 
 def needs(step: Step) -> list[str]:
@@ -43,9 +43,9 @@ def needs(step: Step) -> list[str]:
     return [other.name for other in STEPS if other.name in makers]
 
 
-def dvc_yaml(project: str = DEFAULT_PROJECT) -> str:
-    """The text of ``dvc.yaml`` with ``project`` as the one that it runs."""
-    document = {"vars": [{"project": project}], "stages": {step.name: _stage(step) for step in stages()}}
+def dvc_yaml(project: str = DEFAULT_PROJECT, modality: str = "image") -> str:
+    """The text of ``dvc.yaml`` with ``project``, of ``modality``, as the one that it runs."""
+    document = {"vars": [{"project": project}], "stages": {step.name: _stage(step) for step in stages(modality)}}
     return _HEAD + yaml.safe_dump(document, sort_keys=False, width=1000, allow_unicode=True)
 
 

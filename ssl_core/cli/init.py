@@ -15,7 +15,7 @@ import click
 import yaml
 
 from ssl_core.cli.common import load_settings
-from ssl_core.config.data import SplitConfig
+from ssl_core.config.data import ImageDataConfig, SplitConfig
 from ssl_core.config.load import load_project, parse_project
 from ssl_core.config.project import NAME_PATTERN
 from ssl_core.config.settings import expand
@@ -116,6 +116,7 @@ def look(name: str, data: str) -> Look:
     source = data if "://" in data else str(_absolute(data))
     project = parse_project({"name": name, "data": {"source": source}}, place="--data")
     config, items = project.data, list(open_source(project).items())
+    assert isinstance(config, ImageDataConfig)
     labels: dict[str, int] = {}
     for item in items:
         if item.label is not None:

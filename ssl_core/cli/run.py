@@ -16,7 +16,7 @@ from ssl_core.config.project import ProjectConfig
 from ssl_core.config.settings import Settings
 from ssl_core.contracts import Ref, RunContext, StepResult, StepSpec
 from ssl_core.errors import CheckFailed
-from ssl_core.pipeline import STEPS, Step, skip_reason
+from ssl_core.pipeline import Step, skip_reason, steps_for
 from ssl_core.store import Store
 
 
@@ -59,8 +59,9 @@ def walk(config: ProjectConfig, settings: Settings, notes: Console, out: Console
         wait_for_server(settings)
     artifacts: dict[str, Ref] = {}
     results: dict[str, StepResult] = {}
-    for number, step in enumerate(STEPS, start=1):
-        label = f"{number:2}/{len(STEPS)} {step.name}"
+    steps = steps_for(config.modality)
+    for number, step in enumerate(steps, start=1):
+        label = f"{number:2}/{len(steps)} {step.name}"
         if reason := skip_reason(step, artifacts):
             if step.template == "pretrain":
                 reason += " (--pretrain trains again)"

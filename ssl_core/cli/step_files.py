@@ -17,6 +17,7 @@ from ssl_core.config.project import ProjectConfig
 from ssl_core.config.settings import Settings
 from ssl_core.contracts import ArtifactRef, ModelRef, Ref, RunContext, StepResult, StepSpec, StepStatus
 from ssl_core.errors import CheckFailed, UserError
+from ssl_core.modalities import noun
 from ssl_core.pipeline import Step, get_step, producer, skip_reason
 from ssl_core.step import Progress
 from ssl_core.store import Store
@@ -32,8 +33,15 @@ def step_from_files(name: str, project: Path, results: Path, settings: Settings,
         UserError: an earlier result is missing, damaged, of another project or of another store.
         CheckFailed, TryAgain: see ``ssl_core.errors``.
     """
-    step = get_step(name)
     config = load_project(project)
+    try:
+        step = get_step(name, config.modality)
+    except KeyError:
+        raise UserError(
+            f"a project on {noun(config.modality)} has no step '{name}'",
+            place=str(project),
+            next_step="make docs writes a dvc.yaml that fits the project it names",
+        ) from None
     target = results / f"{name}.json"
     _same_project(results, config)
     if step.name == "resolve":
@@ -44,7 +52,7 @@ def step_from_files(name: str, project: Path, results: Path, settings: Settings,
     frozen = _frozen(resolved, results, settings)
     artifacts = _artifacts(step, results)
     _forget(target)
-    if step.name == "pretrain" and (reused := _reusable(frozen, settings, progress)):
+    if step.name in ("tokenize", "pretrain") and (reused := _reusable(frozen, settings, progress)):
         artifacts["registered_encoder"] = reused
     if reason := skip_reason(step, artifacts):
         result = StepResult(

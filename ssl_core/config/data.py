@@ -41,6 +41,7 @@ class DataConfig(Section):
     classes: tuple[str, ...] | None = Field(
         default=None, min_length=2, description="The classes that labels may name; default: those found"
     )
+    label_type: Literal["class", "classes", "number"] = Field(default="class", description="What a label is")
     max_quarantined: float = Field(
         default=0.02, ge=0, le=1, description="Largest share of unreadable samples before ingest fails with exit code 3"
     )
@@ -94,6 +95,7 @@ class ImageDataConfig(DataConfig):
         description="CSV file with the columns file,label; default: labels.csv in the source, if there is one. A file, an object "
         "s3://bucket/key, or with a source in S3 the name of an object there (then a file starts with / or ./)",
     )
+    label_type: Literal["class"] = Field(default="class", description="A label is one class")
     image_size: int | Literal["auto"] = Field(
         default="auto", description="Side in pixels that encoders see (8 to 512); auto: the median side, at most 96"
     )

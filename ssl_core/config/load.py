@@ -91,6 +91,18 @@ def parse_overrides(items: Iterable[str]) -> dict[str, Any]:
     return overrides
 
 
+def local_paths(project: ProjectConfig) -> list[Path]:
+    """The files and folders of this machine that a project names."""
+    found = []
+    for key in PATHS:
+        value: Any = project
+        for part in key.split("."):
+            value = getattr(value, part, None)
+        if isinstance(value, str) and "://" not in value and Path(value).is_absolute():
+            found.append(Path(value))
+    return found
+
+
 def _section_of(data: dict[str, Any], key: str) -> tuple[dict[str, Any], str]:
     """The section that holds the dotted ``key``, and its last part; an empty section where there is none."""
     *sections, leaf = key.split(".")

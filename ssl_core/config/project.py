@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from pydantic import Field, ModelWrapValidatorHandler, TypeAdapter, field_validator, model_validator
 from pydantic_core import PydanticCustomError
@@ -106,6 +106,9 @@ class PromotionConfig(Section):
 class ProjectConfig(Section):
     """One project: the only file a team has to write. What is validated by this class becomes one of the classes of its modality."""
 
+    noun: ClassVar[str] = "samples"
+    """What samples are called, in the plural."""
+
     name: str = Field(
         pattern=NAME_PATTERN, max_length=40, description="Lower-case letters, digits and dashes; names everything made"
     )
@@ -144,6 +147,7 @@ class ProjectConfig(Section):
 class ImageProject(ProjectConfig):
     """A project on images."""
 
+    noun: ClassVar[str] = "images"
     modality: Literal["image"] = Field(default="image", description="What a sample is: an image")
     data: ImageDataConfig = Field(description="Images, labels and splits")
     encoder: ResNetConfig = Field(
@@ -159,6 +163,7 @@ class ImageProject(ProjectConfig):
 class TextProject(ProjectConfig):
     """A project on texts."""
 
+    noun: ClassVar[str] = "texts"
     modality: Literal["text"] = Field(description="What a sample is: a text")
     data: TextDataConfig = Field(description="Texts, labels and splits")
     tokenizer: TokenizerConfig = Field(default_factory=TokenizerConfig, description="How text becomes tokens")

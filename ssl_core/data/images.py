@@ -17,6 +17,8 @@ from functools import cache
 import numpy as np
 from PIL import Image, ImageChops, ImageOps, UnidentifiedImageError
 
+from ssl_core.data.bad_sample import BadSample
+
 Image.MAX_IMAGE_PIXELS = (
     None  # `max_pixels` is judged here, from the header; Pillow's own limit would warn below and raise above it
 )
@@ -30,7 +32,7 @@ _LARGE = threading.Lock()  # one large image at a time, so that memory does not 
 _RESAMPLING = Image.Resampling.BOX
 
 
-class BadImage(ValueError):
+class BadImage(BadSample):
     """A file that cannot be used as an image; the message is the reason, for the quarantine list."""
 
 

@@ -1,8 +1,8 @@
 """The step ``ingest``: from a source to an untagged candidate in the data repository.
 
-The source is read twice: once to decode, measure and compare every image, once to write the encoded bytes in the dataset's
-order. In between only measures and small thumbnails are kept, about a kilobyte a sample, so memory does not follow the
-size of the images. What cannot be used is listed with its reason; nothing is committed unless everything went well.
+The source is read twice: once to decode, measure and compare every sample, once to write the content in the dataset's
+order. In between only measures and small traces are kept, about a kilobyte a sample, so memory does not follow the
+size of the content. What cannot be used is listed with its reason; nothing is committed unless everything went well.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import os
 import threading
 import time
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -27,9 +27,11 @@ from ssl_core.config.data import DataConfig
 from ssl_core.config.project import ProjectConfig
 from ssl_core.config.settings import Settings
 from ssl_core.contracts import DatasetRef, StepResult
-from ssl_core.data import dataset, duplicates, images, splits
-from ssl_core.data.sources import Item, Refused, open_source
+from ssl_core.data import dataset, duplicates, splits
+from ssl_core.data.kinds import BadSample, Decoded, Kind
+from ssl_core.data.sources import Item, Refused
 from ssl_core.errors import CheckFailed, TryAgain, UserError
+from ssl_core.modalities import noun, part
 from ssl_core.step import Output, StepContext, StepOutput
 from ssl_core.store import storage_errors
 
@@ -43,18 +45,13 @@ _SHOWN = 10
 
 @dataclass(slots=True)
 class _Sample:
-    """One usable file, without its pixels."""
+    """One usable sample, without its content."""
 
     item: Item
-    position: int  # among the source's items, and in the array of thumbnails
-    digest: bytes  # of the encoded bytes, to notice a file that changes between the two readings
+    position: int  # among the source's items, and in the array of traces
+    digest: bytes  # of the item's bytes, to notice a file that changes between the two readings
     sample_id: str
-    width: int
-    height: int
-    channels: int
-    size: int
-    brightness: float
-    contrast: float
+    measures: Mapping[str, Any]
     label: str | None
 
 
@@ -65,8 +62,9 @@ class _Problem:
 
 
 def fingerprint(project: ProjectConfig) -> str:
-    """Changes whenever the source may have changed; reads no image."""
-    return open_source(project).fingerprint()
+    """Changes whenever the source may have changed; reads no sample."""
+    kind: Kind = part(project.modality, "kind")
+    return kind.open(project, None).fingerprint()
 
 
 def run(ctx: StepContext) -> StepOutput:
@@ -80,23 +78,25 @@ def run(ctx: StepContext) -> StepOutput:
 
     started = time.monotonic()
     project, config = ctx.project, ctx.project.data
-    source = open_source(project, ctx.settings.cache)
+    kind: Kind = part(project.modality, "kind")
+    source = kind.open(project, ctx.settings.cache)
     source.sync(ctx.progress, ctx.stop)
     repository = DataRepository(ctx.settings, ctx.progress)
     latest = repository.latest(project.name)
     before = read_manifest(latest, ctx.settings) if latest else None
 
-    thumbnails = np.empty((len(source), 3, duplicates.THUMBNAIL_SIDE, duplicates.THUMBNAIL_SIDE), dtype=np.uint8)
-    found, quarantined = _read(ctx, source.items(), len(source), thumbnails)
+    traces = np.empty((len(source), *kind.trace_shape), dtype=kind.trace_type)
+    found, quarantined = _read(ctx, kind, source.items(), len(source), traces)
     samples, conflicts = _drop_copies(found, before)
     report = _write_report(ctx, config, len(source), quarantined, conflicts)
     _judge(ctx, len(source), samples, quarantined, report)
 
-    manifest = _manifest(samples, thumbnails[[s.position for s in samples]], config, before, _number(latest) + 1)
+    pairs = _pairs(kind, samples, traces, project)
+    manifest = _manifest(samples, pairs, config, before, _number(latest) + 1)
     by_id = {sample.sample_id: sample for sample in samples}
     ordered = [by_id[sample_id] for sample_id in manifest["sample_id"]]
     with ctx.store.scratch() as scratch, storage_errors(str(scratch)):
-        with ctx.progress.bar("write shards", len(ordered), "images") as bar:
+        with ctx.progress.bar("write shards", len(ordered), noun(project.modality)) as bar:
 
             def next_row() -> None:
                 _check_stop(ctx.stop)
@@ -105,11 +105,11 @@ def run(ctx: StepContext) -> StepOutput:
             info = dataset.write_dataset(
                 scratch / "data",
                 manifest,
-                lambda row: _read_again(ordered[row]),
+                lambda row: kind.stored(_read_again(ordered[row])),
                 name=project.name,
-                classes=list(config.classes)
-                if config.classes
-                else sorted({s.label for s in samples if s.label is not None}),
+                modality=project.modality,
+                classes=_classes(config, samples),
+                label_type=config.label_type,
                 quarantined=len(quarantined),
                 duplicates=len(found) - len(samples),
                 on_row=next_row,
@@ -126,7 +126,7 @@ def run(ctx: StepContext) -> StepOutput:
         "seconds": round(time.monotonic() - started, 3),
     }
     added = int((~manifest["sample_id"].isin(before["sample_id"])).sum()) if before is not None else len(manifest)
-    report.summary = _summary(info, latest, added) + report.summary
+    report.summary = _summary(info, noun(project.modality), latest, added) + report.summary
     return report
 
 
@@ -147,22 +147,20 @@ def still_there(result: StepResult, settings: Settings) -> bool:
 
 
 def _read(
-    ctx: StepContext, items: Iterator[Item], count: int, thumbnails: np.ndarray
+    ctx: StepContext, kind: Kind, items: Iterator[Item], count: int, traces: np.ndarray
 ) -> tuple[list[_Sample], list[_Problem]]:
-    """Decodes all items on a few threads, a bounded number at a time, in order. Fills ``thumbnails``."""
+    """Decodes all items on a few threads, a bounded number at a time, in order. Fills ``traces``."""
     samples: list[_Sample] = []
     problems: list[_Problem] = []
     numbered = enumerate(items)
-    abandoned = threading.Event()  # after Ctrl-C, the threads end with the image at hand
+    abandoned = threading.Event()  # after Ctrl-C, the threads end with the sample at hand
     pending: deque[Future[list[_Sample | _Problem]]] = deque()
     pool = ThreadPoolExecutor(_THREADS, thread_name_prefix="ingest")
     try:
-        with ctx.progress.bar("read images", count, "images") as bar:
+        with ctx.progress.bar(f"read {noun(kind.name)}", count, noun(kind.name)) as bar:
             while True:
                 while len(pending) < 2 * _THREADS and (chunk := list(islice(numbered, _CHUNK))):
-                    pending.append(
-                        pool.submit(_decode_chunk, chunk, ctx.project.data, thumbnails, (ctx.stop, abandoned))
-                    )
+                    pending.append(pool.submit(_decode_chunk, kind, chunk, ctx.project, traces, (ctx.stop, abandoned)))
                 if not pending:
                     return samples, problems
                 outcome = pending.popleft().result()
@@ -178,33 +176,23 @@ def _read(
 
 
 def _decode_chunk(
-    chunk: Sequence[tuple[int, Item]], config: DataConfig, thumbnails: np.ndarray, stops: tuple[threading.Event, ...]
+    kind: Kind,
+    chunk: Sequence[tuple[int, Item]],
+    project: ProjectConfig,
+    traces: np.ndarray,
+    stops: tuple[threading.Event, ...],
 ) -> list[_Sample | _Problem]:
     outcome: list[_Sample | _Problem] = []
     for position, item in chunk:
         _check_stop(*stops)
         try:
             data = item.read()
-            info = images.decode(data, max_pixels=config.max_pixels, min_side=config.min_side)
-        except (Refused, images.BadImage) as error:
+            decoded: Decoded = kind.decode(data, project)
+        except (Refused, BadSample) as error:
             outcome.append(_Problem(item.name, str(error)))
             continue
-        thumbnails[position] = images.thumbnail(info.image, duplicates.THUMBNAIL_SIDE)
-        outcome.append(
-            _Sample(
-                item=item,
-                position=position,
-                digest=_digest(data),
-                sample_id=info.sample_id,
-                width=info.width,
-                height=info.height,
-                channels=info.channels,
-                size=len(data),
-                brightness=info.brightness,
-                contrast=info.contrast,
-                label=item.label,
-            )
-        )
+        traces[position] = decoded.trace
+        outcome.append(_Sample(item, position, _digest(data), decoded.sample_id, decoded.measures, item.label))
     return outcome
 
 
@@ -253,21 +241,43 @@ def _drop_copies(found: list[_Sample], before: pd.DataFrame | None) -> tuple[lis
         if len(labels) > 1:
             listed = ", ".join(f"{sample.item.name} is {sample.label!r}" for sample in group[:_SHOWN])
             conflicts.append(
-                _Problem(chosen.item.name, f"copies of one image have different labels, kept without label: {listed}")
+                _Problem(chosen.item.name, f"copies of one sample have different labels, kept without label: {listed}")
             )
         kept.append(chosen)
     return kept, conflicts
 
 
+def _classes(config: DataConfig, samples: list[_Sample]) -> list[str]:
+    """As configured, or else the labels found, sorted."""
+    if config.classes:
+        return list(config.classes)
+    labels = {sample.label for sample in samples if sample.label is not None}
+    if config.label_type == "number":
+        return []
+    return sorted(labels if config.label_type == "class" else {name for label in labels for name in json.loads(label)})
+
+
+def _pairs(kind: Kind, samples: list[_Sample], traces: np.ndarray, project: ProjectConfig) -> np.ndarray:
+    """Pairs ``(P, 2)`` of samples that must stay on one side: near-duplicates, and parts of one document."""
+    parts: dict[str, list[int]] = {}
+    for number, sample in enumerate(samples):
+        if sample.item.document:
+            parts.setdefault(sample.item.document, []).append(number)
+    pairs = [np.empty((0, 2), dtype=np.int64)]
+    pairs += [np.stack([together[:-1], together[1:]], axis=1) for together in parts.values() if len(together) > 1]
+    if project.data.near_duplicates:
+        pairs.append(kind.near_duplicates(traces[[sample.position for sample in samples]], project))
+    return np.concatenate(pairs)
+
+
 def _manifest(
-    samples: list[_Sample], thumbnails: np.ndarray, config: DataConfig, before: pd.DataFrame | None, version: int
+    samples: list[_Sample], pairs: np.ndarray, config: DataConfig, before: pd.DataFrame | None, version: int
 ) -> pd.DataFrame:
     """The rows of the new version in their order; what the last version knew keeps its group, arrival and first version."""
     import pandas as pd
 
     known: dict[str, Any] = {str(row.sample_id): row for row in before.itertuples()} if before is not None else {}
     now = pd.Timestamp(datetime.now(UTC)).as_unit("us")
-    pairs = duplicates.near_duplicate_pairs(thumbnails) if config.near_duplicates else np.empty((0, 2), dtype=np.int64)
     groups = duplicates.assign_groups(
         [sample.sample_id for sample in samples],
         pairs,
@@ -282,12 +292,7 @@ def _manifest(
             "source": sample.item.name,
             "arrived_at": known[sample.sample_id].arrived_at if sample.sample_id in known else now,
             "first_version": known[sample.sample_id].first_version if sample.sample_id in known else version,
-            "width": sample.width,
-            "height": sample.height,
-            "channels": sample.channels,
-            "bytes": sample.size,
-            "brightness": sample.brightness,
-            "contrast": sample.contrast,
+            **sample.measures,
         }
         for sample, group in zip(samples, groups, strict=True)
     ]
@@ -342,7 +347,7 @@ def _judge(
         there = ctx.store.path(f"{ctx.store.folder(project.name, 'ingest', ctx.key)}/out/quarantine/quarantine.csv")
         link = report.links.get("Quarantine list")
         raise CheckFailed(
-            f"{len(quarantined)} of {files} files could not be used, more than data.max_quarantined ({limit:.1%}); "
+            f"{len(quarantined)} of {files} {noun(project.modality)} could not be used, more than data.max_quarantined ({limit:.1%}); "
             "nothing was committed, the last published version stays in use",
             place=project.data.source,
             next_step=f"mend or remove the files listed in {there}, or raise data.max_quarantined"
@@ -352,16 +357,16 @@ def _judge(
     if not samples:
         first = "; ".join(f"{p.file}: {p.reason}" for p in quarantined[:3])
         raise UserError(
-            f"none of the {files} files in {project.data.source} can be used ({first})",
+            f"none of the {files} {noun(project.modality)} in {project.data.source} can be used ({first})",
             place="data.source",
-            next_step="point data.source at images",
+            next_step=f"point data.source at {noun(project.modality)}",
         )
     labels = {sample.label for sample in samples if sample.label is not None}
-    if len(labels) == 1:
+    if len(labels) == 1 and project.data.label_type == "class":
         raise UserError(
-            f"of the images that can be used, all with a label are {labels.pop()!r}: there is nothing to tell apart",
+            f"of the {noun(project.modality)} that can be used, all with a label are {labels.pop()!r}: there is nothing to tell apart",
             place="data.labels",
-            next_step="mend the files of the other classes, or label more",
+            next_step="mend those of the other classes, or label more",
         )
 
 
@@ -381,13 +386,14 @@ def _cut(text: str, size: int) -> str:
     return flat if len(flat.encode()) <= size else flat.encode()[: size - 3].decode(errors="ignore") + "…"
 
 
-def _summary(info: dataset.DatasetInfo, latest: DatasetRef | None, added: int) -> str:
+def _summary(info: dataset.DatasetInfo, noun: str, latest: DatasetRef | None, added: int) -> str:
+    labels = "numbers as labels" if info.label_type == "number" else f"{len(info.classes)} classes"
     lines = [
-        f"**{info.rows:,} images**, {info.labelled:,} labelled, {len(info.classes)} classes; "
+        f"**{info.rows:,} {noun}**, {info.labelled:,} labelled, {labels}; "
         + (f"{added:,} new since {latest.tag}" if latest else "the first version")
         + f". Exact copies dropped: {info.duplicates:,}, near-duplicate groups: {info.near_duplicate_groups:,}, quarantined: {info.quarantined:,}.",
         "",
-        "| split | images | labelled |",
+        f"| split | {noun} | labelled |",
         "|---|---:|---:|",
         *(f"| {split} | {counts.rows:,} | {counts.labelled:,} |" for split, counts in info.counts.items()),
     ]

@@ -10,16 +10,15 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 
 from ssl_core.config.project import ProjectConfig
+from ssl_core.data.bad_sample import BadSample
+
+__all__ = ["BadSample", "Decoded", "Kind"]
 
 if TYPE_CHECKING:
     import pandas as pd
     import pyarrow as pa
 
     from ssl_core.data.sources import Source
-
-
-class BadSample(ValueError):
-    """A sample that cannot be used; the message is the reason, for the quarantine list."""
 
 
 @dataclass(frozen=True)

@@ -120,11 +120,11 @@ def folder_labels(names: Sequence[str], root: str, separator: str = "/") -> tupl
 
 
 def csv_labels(
-    file: Table, names: Sequence[str], root: str, is_other: Callable[[str], bool]
+    file: Table, names: Sequence[str], root: str, is_other: Callable[[str], bool], noun: str = "image"
 ) -> tuple[dict[str, str], dict[str, str]]:
     """Labels by name, from a CSV file, and for each label the line where it was found first.
 
-    ``is_other``: whether a name stands for a file there that is no image. Raises ``UserError`` that names the file and the line.
+    ``is_other``: whether a name stands for a file there that is not meant, as no ``noun``. Raises ``UserError`` that names the file and the line.
     """
     next_step = f"write the columns {','.join(_HEADER)}, one line a file, paths relative to {root}"
     known = {name: name for name in names}
@@ -140,7 +140,7 @@ def csv_labels(
             raise UserError(f"{written!r} leads out of the source folder", place=place, next_step=next_step)
         name = known.get(written) or known.get(str(listed)) or by_text.get(unicodedata.normalize("NFC", str(listed)))
         if name is None:
-            missing.append(f"line {line}: {written!r}" + (" is no image file" if is_other(str(listed)) else ""))
+            missing.append(f"line {line}: {written!r}" + (f" is no {noun} file" if is_other(str(listed)) else ""))
             continue
         if name in labels and labels[name] != label:
             raise UserError(

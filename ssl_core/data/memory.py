@@ -18,7 +18,6 @@ from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -28,10 +27,10 @@ from ssl_core.config.data import ImageDataConfig
 from ssl_core.config.settings import Settings, usable_cpus
 from ssl_core.contracts import DatasetRef
 from ssl_core.data import images as decoding
-from ssl_core.data.dataset import MANIFEST_FILE, DatasetInfo, read_images, read_info, read_manifest_file
+from ssl_core.data.dataset import MANIFEST_FILE, DatasetInfo, read_content, read_info, read_manifest_file
 from ssl_core.data.lock import file_lock
 from ssl_core.data.reader import fetch
-from ssl_core.data.splits import SIDES
+from ssl_core.data.table import SampleTable
 from ssl_core.errors import TryAgain
 from ssl_core.step import NoProgress, Progress
 from ssl_core.store import storage_errors
@@ -51,35 +50,12 @@ _BATCH_BYTES = 4 * 2**20
 _LOCK_TIMEOUT = 3600.0
 
 
-@dataclass(frozen=True)
-class Images:
+@dataclass(frozen=True, kw_only=True)
+class Images(SampleTable):
     """The images of one dataset version, decoded."""
 
     pixels: np.ndarray
     """``(N, C, H, W)`` uint8 memory map in manifest order; read-only."""
-    manifest: pd.DataFrame
-    classes: list[str]
-
-    @cached_property
-    def labels(self) -> np.ndarray:
-        """``(N,)`` int64 positions in ``classes``; -1 where there is no label."""
-        import pandas as pd
-
-        labels = self.manifest["label"]
-        numbers = pd.Index(self.classes, dtype=object).get_indexer(pd.Index(labels.astype(object))).astype(np.int64)
-        unknown = labels[(numbers < 0) & labels.notna().to_numpy()].unique()
-        if len(unknown):  # silence would turn labelled samples into unlabeled ones
-            raise ValueError(f"labels outside the dataset's classes: {', '.join(map(repr, unknown[:5]))}")
-        return numbers
-
-    def positions(self, split: str, labelled: bool | None = None) -> np.ndarray:
-        """Rows of a split, ascending, ``(n,)`` int64; all of them, or only those with (True) or without (False) a label."""
-        if split not in SIDES:
-            raise ValueError(f"{split!r} is not a split: {', '.join(SIDES)}")
-        chosen = self.manifest["split"].to_numpy() == split
-        if labelled is not None:
-            chosen &= (self.labels >= 0) == labelled
-        return np.flatnonzero(chosen)
 
 
 def choose_size(info: DatasetInfo, config: ImageDataConfig) -> tuple[int, int]:
@@ -88,9 +64,9 @@ def choose_size(info: DatasetInfo, config: ImageDataConfig) -> tuple[int, int]:
     The automatic side is the longer median side, at most 96 and at least 8 pixels: images keep their aspect ratio inside
     the square, so this enlarges nothing typical. Colour is kept where any image has it.
     """
-    side = max(info.image.median_width, info.image.median_height)
+    side = max(info.summary["median_width"], info.summary["median_height"])
     size = max(_SMALLEST_SIDE, min(_LARGEST_AUTO_SIDE, side)) if config.image_size == "auto" else config.image_size
-    channels = (3 if info.image.has_colour else 1) if config.channels == "auto" else config.channels
+    channels = (3 if info.summary["has_colour"] else 1) if config.channels == "auto" else config.channels
     return int(size), int(channels)
 
 
@@ -156,7 +132,7 @@ def _decoded(folder: Path, manifest: pd.DataFrame, shape: tuple[int, ...]) -> It
     pending: deque[Future[np.ndarray]] = deque()
     pool = ThreadPoolExecutor(workers, thread_name_prefix="decode")
     try:
-        for sample_ids, encoded in read_images(folder, batch=rows):
+        for sample_ids, encoded in read_content(folder, "image", batch=rows):
             if sample_ids != expected[position : position + len(sample_ids)]:
                 raise TryAgain(
                     "the shards and the manifest hold different samples",

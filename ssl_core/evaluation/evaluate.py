@@ -10,22 +10,19 @@ from typing import Any
 import numpy as np
 
 from ssl_core.contracts import DatasetRef, ModelRef
-from ssl_core.data.memory import Images, open_images
+from ssl_core.data.table import SampleTable
 from ssl_core.errors import UserError
-from ssl_core.evaluation.classical import Pixels
 from ssl_core.evaluation.helped import Encoded, Task, did_it_help
 from ssl_core.evaluation.metrics import Bootstrap, describe
 from ssl_core.evaluation.plots import plot_confusion, plot_embedding_map, plot_label_efficiency
 from ssl_core.evaluation.predictions import Predictions, make_predictions, write_predictions
 from ssl_core.evaluation.report import EVALUATION_FILE, markdown
-from ssl_core.models.classifier import ImageClassifier, load_classifier
-from ssl_core.models.embed import embed, random_encoder
-from ssl_core.models.encoder import EncoderInfo, load_encoder
+from ssl_core.modalities import noun, part
 from ssl_core.models.probes import unit
-from ssl_core.models.resnet import ResNet
 from ssl_core.step import Output, StepContext, StepOutput
-from ssl_core.training.finetune import finetune_from
-from ssl_core.training.runtime import Runtime, resolve_runtime
+from ssl_core.training.bench import Bench
+from ssl_core.training.finetune import split_labels
+from ssl_core.training.runtime import resolve_runtime
 
 SCHEMA_VERSION = 1
 PREDICTIONS_FILE = "predictions.parquet"
@@ -34,12 +31,13 @@ MAP_FILE = "embedding_map.json"
 RANDOM_ENCODERS = 3
 """Random init is judged by so many of them; the first is the very network that pretraining started from."""
 MAP_POINTS = 500
+_NO_BUDGETS = "label budgets are compared for data with one class a sample; here only the fine-tuned model and its twin from random weights are"
 _TSNE_LEAST = 50  # fewer points than this have no neighbourhoods to keep
 
 
 @dataclass(frozen=True)
 class _Samples:
-    """Positions in the images: ``train`` is the whole split, ``test`` its labelled samples."""
+    """Positions in the table: ``train`` is the whole split, ``test`` its labelled samples."""
 
     train: np.ndarray
     test: np.ndarray
@@ -52,13 +50,9 @@ def run(ctx: StepContext) -> StepOutput:
     and three plots with their numbers. Raises ``UserError`` where split test has no label, or a budget is too small.
     """
     dataset: DatasetRef = ctx.input("dataset")
-    runtime = resolve_runtime(ctx.project.pretrain)
-    encoder, info = load_encoder(ctx.fetch("registered_encoder"))
-    model = load_classifier(ctx.fetch("model"))
-    images = open_images(
-        dataset, ctx.settings, size=info.preprocessing.size, channels=info.preprocessing.channels, progress=ctx.progress
-    )
-    samples = _Samples(images.positions("train"), images.positions("test", labelled=True))
+    bench: Bench = part(ctx.project.modality, "bench")(ctx, dataset, resolve_runtime(ctx.project.pretrain))
+    model = bench.load(ctx.fetch("model"))
+    samples = _Samples(bench.table.positions("train"), bench.table.positions("test", labelled=True))
     if len(samples.test) == 0:
         raise UserError(
             "no labelled sample in split test: there is nothing to judge by",
@@ -68,68 +62,51 @@ def run(ctx: StepContext) -> StepOutput:
     folder = ctx.out / "evaluation"
     folder.mkdir()
 
-    pretrained, report = _compare(ctx, images, samples, encoder, info, runtime)
+    pretrained, report = _compare(ctx, bench, samples)
     ctx.progress.note("fine-tuning the same recipe from a random encoder")
-    baseline = finetune_from(
-        random_encoder(info, ctx.project.pretrain.seed, images.pixels, images.positions("train")),
-        info, images, ctx.project.task, runtime,
-        stop=ctx.stop, progress=ctx.progress,
-    ).model  # fmt: skip
+    labelled, unlabeled = split_labels(bench.table, ctx.project.task)
+    baseline = bench.finetune(labelled, unlabeled, random=True, stop=ctx.stop, progress=ctx.progress).model
     predictions = {
-        PREDICTIONS_FILE: _predict(model, images, samples.test),
-        RANDOM_INIT_FILE: _predict(baseline, images, samples.test),
+        PREDICTIONS_FILE: _predict(bench, model, samples.test),
+        RANDOM_INIT_FILE: _predict(bench, baseline, samples.test),
     }
     for name, one in predictions.items():
         write_predictions(folder / name, one)
     report = _document(ctx, predictions[PREDICTIONS_FILE], predictions[RANDOM_INIT_FILE]) | report
     (folder / EVALUATION_FILE).write_text(json.dumps(report, indent=1, allow_nan=False) + "\n", encoding="utf-8")
-    _draw(folder, report, pretrained, images, samples.test)
+    _draw(folder, report, pretrained, bench.table, samples.test)
     return _conclude(ctx, folder, report)
 
 
-def _compare(
-    ctx: StepContext, images: Images, samples: _Samples, encoder: ResNet, info: EncoderInfo, runtime: Runtime
-) -> tuple[Encoded, dict[str, Any]]:
-    """The frozen encoder against random encoders and pixels: its embeddings, and the report's half on label budgets."""
-    config, seed = ctx.project.evaluate, ctx.project.pretrain.seed
+def _compare(ctx: StepContext, bench: Bench, samples: _Samples) -> tuple[Encoded, dict[str, Any]]:
+    """The frozen encoder against random encoders and classical baselines: its embeddings, and the report's half on label budgets."""
+    config, table = ctx.project.evaluate, bench.table
 
-    def encode(network: ResNet) -> Encoded:
-        network.to(runtime.device)
-        both = [
-            embed(
-                network,
-                info.preprocessing,
-                images.pixels,
-                positions,
-                device=runtime.device,
-                precision=runtime.precision,
-            )
-            for positions in (samples.train, samples.test)
-        ]
-        network.cpu()
-        return Encoded(*both)
+    def encode(random: int | None) -> Encoded:
+        return Encoded(bench.embed(samples.train, random), bench.embed(samples.test, random))
 
-    pretrained = encode(encoder)
-    random_init = [encode(random_encoder(info, seed + i, images.pixels, samples.train)) for i in range(RANDOM_ENCODERS)]
-    task = Task(images.labels[samples.train], images.labels[samples.test], len(images.classes))
-    pixels = Pixels.of(images.pixels[samples.train], images.pixels[samples.test])
+    pretrained = encode(None)
+    if table.label_type != "class":
+        return pretrained, {"label_budgets": [], "notes": [_NO_BUDGETS]}
+    random_init = [encode(i) for i in range(RANDOM_ENCODERS)]
+    task = Task(table.labels[samples.train], table.labels[samples.test], len(table.classes))
+    classical = bench.classical(samples.train, samples.test)
     budgets = len(config.budgets(task.classes)) + 1
     with ctx.progress.bar("did pretraining help?", total=3 * budgets, unit="comparisons") as bar:
-        rows, notes = did_it_help(task, pixels, random_init, pretrained, config, advance=bar.advance)
+        rows, notes = did_it_help(task, classical, random_init, pretrained, config, advance=bar.advance)
     for note in notes:
         ctx.progress.note(note)
     return pretrained, {"label_budgets": rows, "notes": notes}
 
 
-def _predict(model: ImageClassifier, images: Images, test: np.ndarray) -> Predictions:
-    pixels = np.ascontiguousarray(images.pixels[test])
-    scores = np.zeros((len(test), len(images.classes)), dtype=np.float32)
-    scores[:, [images.classes.index(name) for name in model.classes]] = model.predict_proba(pixels)
-    return make_predictions(_ids(images, test), images.labels[test], scores, images.classes)
+def _predict(bench: Bench, model: Any, test: np.ndarray) -> Predictions:
+    return make_predictions(
+        _ids(bench.table, test), bench.table.labels[test], bench.scores(model, test), bench.table.classes
+    )
 
 
-def _ids(images: Images, positions: np.ndarray) -> list[str]:
-    return [str(i) for i in images.manifest["sample_id"].to_numpy()[positions]]
+def _ids(table: SampleTable, positions: np.ndarray) -> list[str]:
+    return [str(i) for i in table.manifest["sample_id"].to_numpy()[positions]]
 
 
 def _document(ctx: StepContext, model: Predictions, random_init: Predictions) -> dict[str, Any]:
@@ -141,6 +118,7 @@ def _document(ctx: StepContext, model: Predictions, random_init: Predictions) ->
     return {
         "schema_version": SCHEMA_VERSION,
         "project": project.name,
+        "noun": noun(project.modality),
         "dataset": {"version": dataset.tag or dataset.revision, "revision": dataset.revision, "md5": dataset.md5},
         "encoder": {"name": encoder.name, "version": encoder.version, "sha256": encoder.sha256},
         "model_sha256": ctx.input("model").sha256,
@@ -157,19 +135,19 @@ def _document(ctx: StepContext, model: Predictions, random_init: Predictions) ->
     }
 
 
-def _draw(folder: Path, report: dict[str, Any], pretrained: Encoded, images: Images, test: np.ndarray) -> None:
-    name, classes = report["project"], images.classes
+def _draw(folder: Path, report: dict[str, Any], pretrained: Encoded, table: SampleTable, test: np.ndarray) -> None:
+    name, classes = report["project"], table.classes
     plot_label_efficiency(folder / "label_efficiency.png", report["label_budgets"], name)
     right = int(np.trace(np.asarray(report["model"]["confusion"])))
-    title = f"{name}: {right:,} of {len(test):,} test images right ({right / len(test):.1%})"
+    title = f"{name}: {right:,} of {len(test):,} test {report['noun']} right ({right / len(test):.1%})"
     plot_confusion(folder / "confusion.png", report["model"]["confusion"], classes, title)
     shown = np.sort(np.random.default_rng(0).permutation(len(test))[:MAP_POINTS])
     points, method = flatten(pretrained.test[shown])
-    labels = images.labels[test[shown]]
+    labels = table.labels[test[shown]]
     plot_embedding_map(folder / "embedding_map.png", points, labels, classes, name, method)
     document = {
         "method": method,
-        "sample_ids": _ids(images, test[shown]),
+        "sample_ids": _ids(table, test[shown]),
         "labels": [classes[k] for k in labels],
         "points": np.round(points, 3).tolist(),
     }

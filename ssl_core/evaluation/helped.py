@@ -8,12 +8,12 @@ The rules, which ``docs/evaluation.md`` explains:
 * differences are paired, cell by cell, and intervals are two-level bootstraps over draws and test samples;
 * "the best classical" is the baseline with the better mean *on test*, which favours the baseline.
 
-Shapes: N images of split train (labelled or not), M labelled test samples, B draws, R random encoders.
+Shapes: N samples of split train (labelled or not), M labelled test samples, B draws, R random encoders.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -22,16 +22,15 @@ import numpy as np
 from ssl_core.config.project import EvaluateConfig
 from ssl_core.data.budgets import nested_draws
 from ssl_core.errors import UserError
-from ssl_core.evaluation.classical import SVM_MOST_LABELS, Pixels, pixel_graph, spreading_predictions, svm_predictions
 from ssl_core.evaluation.metrics import Bootstrap
 from ssl_core.models.probes import SpreadGraph, knn_scores, linear_scores
+from ssl_core.training.bench import Classical
 
 Array = np.ndarray
 Labels = int | Literal["all"]
 
 FEW_TEST_SAMPLES = 20
 PROBES = ("knn", "linear", "label-spreading")
-CLASSICAL = {"svm": "SVM (RBF) on pixels", "label-spreading": "label spreading on pixels"}
 
 
 @dataclass(frozen=True)
@@ -102,7 +101,7 @@ def plan_budgets(task: Task, config: EvaluateConfig, repeats: int) -> tuple[list
 def answer(
     task: Task,
     budgets: Sequence[Budget],
-    pixels: Pixels,
+    classical: Classical,
     random_init: Sequence[Encoded],
     pretrained: Encoded,
     *,
@@ -111,12 +110,8 @@ def answer(
 ) -> list[Answers]:
     """All methods at all budgets. ``advance`` is called after each of the ``3 * len(budgets)`` pieces of work."""
     answers = [Answers(budget) for budget in budgets]
-    graph = pixel_graph(pixels)
     for one in answers:
-        one.right["classical"] = _right(task, one.budget, lambda draws: {
-            "svm": svm_predictions(pixels, draws, seed),
-            "label-spreading": spreading_predictions(pixels, draws, task.classes, graph),
-        })  # fmt: skip
+        one.right["classical"] = _right(task, one.budget, classical.predictions)
         advance()
     probe = _Prober(pretrained, task.classes, seed)
     for one in answers:
@@ -167,7 +162,7 @@ def _cycled(task: Task, budget: Budget, probers: Sequence[_Prober]) -> dict[str,
     return right
 
 
-def summarise(answers: Sequence[Answers], config: EvaluateConfig) -> list[dict[str, Any]]:
+def summarise(answers: Sequence[Answers], config: EvaluateConfig, names: Mapping[str, str]) -> list[dict[str, Any]]:
     """``label_budgets`` of ``evaluation.json``: mean and 95% interval of each method, and the paired differences."""
     rows = []
     bootstraps: dict[tuple[int, int], Bootstrap] = {}
@@ -188,7 +183,7 @@ def summarise(answers: Sequence[Answers], config: EvaluateConfig) -> list[dict[s
             "labels": one.budget.labels,
             "count": one.budget.count,
             "draws": 1 if one.budget.labels == "all" else len(one.budget.draws),
-            "classical": {"name": CLASSICAL[best], **intervals["classical"]},
+            "classical": {"name": names[best], "short": best, **intervals["classical"]},
             "random_init": {"probe": config.probe, **intervals["random_init"]},
             "pretrained": {"probe": config.probe, **intervals["pretrained"]},
             "differences": {
@@ -205,7 +200,7 @@ def summarise(answers: Sequence[Answers], config: EvaluateConfig) -> list[dict[s
 
 def did_it_help(
     task: Task,
-    pixels: Pixels,
+    classical: Classical,
     random_init: Sequence[Encoded],
     pretrained: Encoded,
     config: EvaluateConfig,
@@ -218,7 +213,6 @@ def did_it_help(
         notes.append(
             f"WARNING: only {len(task.test_labels)} labelled test samples; the intervals are wide, so decide nothing by them"
         )
-    if budgets[-1].count > SVM_MOST_LABELS:
-        notes.append(f"with all labels, the SVM learns from {SVM_MOST_LABELS:,} of them")
-    answers = answer(task, budgets, pixels, random_init, pretrained, seed=config.seed, advance=advance)
-    return summarise(answers, config), notes
+    notes += classical.notes(budgets[-1].count)
+    answers = answer(task, budgets, classical, random_init, pretrained, seed=config.seed, advance=advance)
+    return summarise(answers, config, classical.names), notes

@@ -66,7 +66,7 @@ def plot_label_efficiency(path: Path, rows: Sequence[Mapping[str, Any]], project
         names = {
             "pretrained": f"pretrained encoder, {rows[0]['pretrained']['probe'].replace('-', ' ')}",
             "random_init": "the same encoder, random weights",
-            "classical": "best classical baseline on pixels",
+            "classical": "best classical baseline",
         }
         for shift, (method, (colour, line, marker)) in zip((1.0, 1.015, 0.985), _METHODS.items(), strict=True):
             mean = np.array([row[method]["mean"] for row in rows])
@@ -80,7 +80,7 @@ def plot_label_efficiency(path: Path, rows: Sequence[Mapping[str, Any]], project
         axes.set_xticks(counts, [f"{row['count']:,}" + ("\n(all)" if row["labels"] == "all" else "") for row in rows])
         axes.xaxis.set_minor_locator(NullLocator())
         axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
-        axes.set_xlabel("labelled training images (log scale)")
+        axes.set_xlabel("labelled training samples (log scale)")
         axes.set_ylabel("accuracy on the test split")
         axes.set_title(f"{project}: what pretraining is worth at each number of labels", loc="left")
         axes.grid(axis="y", alpha=0.25)
@@ -154,7 +154,7 @@ def plot_embedding_map(
         axes.set_aspect("equal", adjustable="datalim")
         axes.spines[:].set_visible(False)
         axes.set_title(
-            f"{project}: {len(points):,} test images as the encoder sees them, without labels", loc="left", fontsize=11
+            f"{project}: {len(points):,} test samples as the encoder sees them, without labels", loc="left", fontsize=11
         )
         axes.set_xlabel(f"{method} of the embeddings (no units; near means alike)")
         if wide:

@@ -39,7 +39,7 @@ def render(report: Mapping[str, Any]) -> Group:
     from rich.table import Table
     from rich.text import Text
 
-    title = f"Accuracy in % on {report['test_set']['n']:,} test images, mean [95% interval]; probe: {report['probe']}"
+    title = f"Accuracy in % on {report['test_set']['n']:,} test {report['noun']}, mean [95% interval]; probe: {report['probe']}"
     table = Table(
         title=title, title_justify="left", title_style="bold", box=None, padding=(0, 2, 0, 0), header_style="underline"
     )
@@ -71,7 +71,10 @@ def markdown(report: Mapping[str, Any]) -> str:
             f"| {_labels(row)} | {_percent(row['classical'])} {_baseline(row)} | {_percent(row['random_init'])} "
             f"| {_percent(row['pretrained'])} | {_signed(_gain(row))} |"
         )
-    lines += ["", f"Mean accuracy [95% interval] on {report['test_set']['n']:,} test images; probe: {report['probe']}."]
+    lines += [
+        "",
+        f"Mean accuracy [95% interval] on {report['test_set']['n']:,} test {report['noun']}; probe: {report['probe']}.",
+    ]
     text = "\n".join([*lines, *(f"- {note}" for note in report.get("notes", ()))])
     while len(text.encode()) > _SUMMARY_LIMIT:  # very many budgets: the whole table is in the report
         text = text[: len(text) * 9 // 10].rsplit("\n", 1)[0]
@@ -124,7 +127,8 @@ def _signed(value: Mapping[str, float]) -> str:
 
 
 def _baseline(row: Mapping[str, Any]) -> str:
-    return "SVM" if row["classical"]["name"].startswith("SVM") else "spread"
+    short: str = row["classical"]["short"]
+    return {"svm": "SVM", "label-spreading": "spread", "tfidf": "TF-IDF"}.get(short, short)
 
 
 def _gain(row: Mapping[str, Any]) -> Mapping[str, float]:

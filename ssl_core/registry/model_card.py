@@ -8,8 +8,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from pydantic import BaseModel
+
 from ssl_core.config.project import ProjectConfig
 from ssl_core.contracts import ArtifactRef, DatasetRef, ModelRef
+from ssl_core.modalities import noun
+
+_NOT_A_RECIPE = ("when", "checkpoint_seconds", "device", "threads")
 
 
 def _header(project: ProjectConfig, title: str) -> list[str]:
@@ -19,14 +24,26 @@ def _header(project: ProjectConfig, title: str) -> list[str]:
     return [*lines, f"Project `{project.name}`" + (f", owner {project.owner}" if project.owner else "") + ".", ""]
 
 
-def _data(dataset: DatasetRef) -> list[str]:
+def _data(project: ProjectConfig, dataset: DatasetRef) -> list[str]:
     labels = f"{dataset.labelled} labelled, {dataset.classes} classes" if dataset.labelled else "no labels"
     return [
         "## Data",
         "",
-        f"`{dataset.tag or dataset.name}`: {dataset.rows} images, {labels}. Content `{dataset.md5}`, revision `{dataset.revision[:12]}`.",
+        f"`{dataset.tag or dataset.name}`: {dataset.rows} {noun(project.modality)}, {labels}. Content `{dataset.md5}`, revision `{dataset.revision[:12]}`.",
         "",
     ]
+
+
+def _settings(section: BaseModel) -> str:
+    """A section of the configuration in one line: what it is called, then the plain values in it."""
+    values = section.model_dump(mode="json", exclude_none=True)
+    name = values.pop("name", None) or values.pop("arch", None)
+    words = [
+        f"{key.replace('_', ' ')} {value:g}" if isinstance(value, float) else f"{key.replace('_', ' ')} {value}"
+        for key, value in values.items()
+        if not isinstance(value, dict) and key not in _NOT_A_RECIPE
+    ]
+    return ", ".join([*([str(name)] if name else []), *words])
 
 
 def _lineage(rows: Mapping[str, str]) -> list[str]:
@@ -41,12 +58,11 @@ def encoder_card(
     project: ProjectConfig, dataset: DatasetRef, encoder: ArtifactRef, health: Mapping[str, Any], run_url: str
 ) -> str:
     """The card of an encoder, with the label-free health report."""
-    objective, training = project.objective, project.pretrain
-    lines = _header(project, f"{project.name}-encoder") + _data(dataset)
+    objective, training, what = project.objective, project.pretrain, noun(project.modality)
+    lines = _header(project, f"{project.name}-encoder") + _data(project, dataset)
     lines += [
         "## Recipe", "",
-        f"{objective.name}, temperature {objective.temperature:g}, {training.epochs} epochs, batch size {training.batch_size}, "
-        f"seed {training.seed}. Encoder {project.encoder.arch}, widths {list(project.encoder.widths)}, {project.encoder.norm} normalisation. No label was read.",
+        f"{_settings(objective)}; {_settings(training)}. Encoder {_settings(project.encoder)}. No label was read.",
         "",
     ]  # fmt: skip
     flat = {name: value for name, value in health.items() if isinstance(value, int | float | str | bool)}
@@ -68,8 +84,8 @@ def encoder_card(
         ]
     lines += [
         "## Use and limits", "",
-        "Gives one embedding an image: for neighbours, clusters, probes and fine-tuning on data like the above. Its features say nothing "
-        "reliable about images of another kind. A few training images travel with it as its self-test (`golden.safetensors`).",
+        f"Gives one embedding a sample: for neighbours, clusters, probes and fine-tuning on {what} like the above. Its features say nothing "
+        f"reliable about {what} of another kind. A few training {what} travel with it as its self-test (`golden.safetensors`).",
         "",
     ]  # fmt: skip
     lines += _lineage(
@@ -89,28 +105,25 @@ def model_card(
     """The card of a fine-tuned model, with "did it help?"."""
     task = project.task
     budget = training.get("label_budget", task.labels)
-    # What was done, not what was asked for: few images take more epochs, since there is a least number of steps.
+    # What was done, not what was asked for: few samples take more epochs, since there is a least number of steps.
+    what = noun(project.modality)
     duration = f"{training.get('epochs', task.epochs):g} epochs"
     duration += f" ({training['steps']} steps)" if "steps" in training else ""
-    count = f" ({training['labels']} labelled images)" if "labels" in training else ""
-    spread = (
-        "labels spread over the unlabeled training images"
-        if training.get("spread", task.spread_labels)
-        else "labelled images only"
-    )
-    lines = _header(project, project.name) + _data(dataset)
+    count = f" ({training['labels']} labelled {what})" if "labels" in training else ""
+    spread = f"labels spread over the unlabeled training {what}" if training.get("spread") else f"labelled {what} only"
+    lines = _header(project, project.name) + _data(project, dataset)
     lines += [
         "## Recipe",
         "",
         f"{task.name}: {task.method} fine-tuning of {encoder.name} version {encoder.version}, {duration}, label budget {budget}{count}, {spread}, seed {task.seed}.",
         "",
     ]
-    lines += _quality(evaluation)
+    lines += _quality(evaluation, what)
     lines += [
         "## Use and limits", "",
-        "Sorts images like those of the dataset into its classes, and always answers one of them: an image of something else gets a class too. "
+        f"Answers for {what} like those of the dataset, and always gives an answer: something else gets one too. "
         "The figures hold for the test split of the dataset above and for nothing that differs from it. "
-        "A few training images travel with it as its self-test (`golden.safetensors`).",
+        f"A few training {what} travel with it as its self-test (`golden.safetensors`).",
         "",
     ]  # fmt: skip
     lines += _lineage({
@@ -120,14 +133,14 @@ def model_card(
     return "\n".join(lines)
 
 
-def _quality(evaluation: Mapping[str, Any]) -> list[str]:
+def _quality(evaluation: Mapping[str, Any], what: str) -> list[str]:
     lines = ["## Quality", ""]
     model = evaluation.get("model") or {}
     if "accuracy" in model:
         interval = (
             f", 95% interval {model['low']:.3f} to {model['high']:.3f}" if "low" in model and "high" in model else ""
         )
-        size = f" on {model['n']} test images" if "n" in model else ""
+        size = f" on {model['n']} test {what}" if "n" in model else ""
         lines += [f"Accuracy {model['accuracy']:.3f}{interval}{size}.", ""]
     budgets = evaluation.get("label_budgets") or []
     if budgets:

@@ -19,7 +19,7 @@ from ssl_core.pipeline import source_digest
 from ssl_core.registry import versions
 from ssl_core.registry.client import connect, mlflow_errors, version_link
 from ssl_core.registry.model_card import encoder_card, model_card
-from ssl_core.serving.package import Kind, carry_code, request, requirements, signature, source_file
+from ssl_core.serving.package import Kind, carry_code, package_of, requirements, signature, source_file
 from ssl_core.step import StepContext, StepOutput
 
 if TYPE_CHECKING:
@@ -163,14 +163,17 @@ def _log(ctx: StepContext, kind: Kind, folder: Path, golden: Path, card: str) ->
     from mlflow.models import Model
     from safetensors.numpy import load_file
 
+    batch = load_file(golden)
+    package = package_of(batch)
+    first = package.request(batch).iloc[:1]
     with tempfile.TemporaryDirectory() as scratch, versions.unchanged_path():
         (Path(scratch) / "model_card.md").write_text(card, encoding="utf-8")
         ctx.tracker.artifact(Path(scratch) / "model_card.md")
         info = Model.log(
             artifact_path=None, name=kind, flavor=mlflow.pyfunc, run_id=ctx.tracker.run_id or None,
-            python_model=str(source_file(kind)), artifacts={"model": str(folder)}, code_paths=[carry_code(Path(scratch))],
-            signature=signature(kind), input_example=request(load_file(golden)["pixels"][:1]),
-            pip_requirements=requirements(), metadata={"project": ctx.project.name, "modality": ctx.project.modality, "card": "model_card.md"},
+            python_model=str(source_file(package, kind)), artifacts={"model": str(folder)}, code_paths=[carry_code(package, Path(scratch))],
+            signature=signature(package, kind, ctx.project.data.label_type), input_example=first,
+            pip_requirements=requirements(package), metadata={"project": ctx.project.name, "modality": ctx.project.modality, "card": "model_card.md"},
         )  # fmt: skip
     assert info.model_id is not None
     return info.model_id, info.model_uri

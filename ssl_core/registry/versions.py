@@ -167,7 +167,7 @@ def _try_again(what: str, error: Exception, place: str) -> TryAgain:
 def replay_golden(model_uri: str, golden: Path) -> float:
     """Largest difference (of features: as a share of the largest one) between what the model at ``model_uri`` answers and what the trainer's network did.
 
-    The images of the golden batch go in as PNG files, through the served model's own preprocessing. Raises
+    Its samples go in as a request does, through the served model's own preprocessing. Raises
     ``CheckFailed`` where the model is not there, cannot be loaded or called, or answers in another shape; ``TryAgain`` where
     that says nothing about the model: it cannot be fetched now, or this machine's disk or memory is full.
     """
@@ -175,7 +175,7 @@ def replay_golden(model_uri: str, golden: Path) -> float:
     import numpy as np
     from safetensors.numpy import load_file
 
-    from ssl_core.serving.package import Kind, answer_array, request
+    from ssl_core.serving.package import Kind, answer_array, package_of
 
     expected = load_file(golden)
     kind: Kind = "classifier" if "probabilities" in expected else "encoder"
@@ -185,7 +185,7 @@ def replay_golden(model_uri: str, golden: Path) -> float:
         try:
             with unchanged_path():
                 model = mlflow.pyfunc.load_model(local)
-            answer = answer_array(kind, model.predict(request(expected["pixels"])))
+            answer = answer_array(kind, model.predict(package_of(expected).request(expected)))
         except Exception as error:
             if _is_of_this_machine(error):
                 raise _try_again("the model cannot be loaded now", error, model_uri) from error

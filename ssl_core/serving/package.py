@@ -2,88 +2,131 @@
 
 from __future__ import annotations
 
-import io
 import shutil
+from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, Protocol
 
 import numpy as np
 import pandas as pd
-from PIL import Image
 
 import ssl_core
-from ssl_core.serving.images import COLUMN
+from ssl_core.modalities import MODALITIES, part
 
 if TYPE_CHECKING:
     from mlflow.models import ModelSignature
+    from mlflow.types import ColSpec
 
 Kind = Literal["classifier", "encoder"]
 
-# Every module that the two served models import, directly or not; a test loads them with nothing else on the path.
-CARRIED = (
-    "__init__.py", "errors.py",
-    "config/__init__.py", "config/base.py", "config/encoders.py",
-    "data/__init__.py", "data/images.py",
-    "models/__init__.py", "models/classifier.py", "models/embed.py", "models/encoder.py", "models/heads.py", "models/resnet.py",
-    "serving/__init__.py", "serving/images.py",
+# What the served models of every modality import. A test loads each with nothing else on the path.
+_CARRIED = (
+    "__init__.py", "errors.py", "config/__init__.py", "config/base.py", "models/__init__.py", "serving/__init__.py", "serving/requests.py",
 )  # fmt: skip
-_REQUIRED = ("mlflow", "torch", "safetensors", "numpy", "pillow", "pandas", "pydantic")
+_REQUIRED = ("mlflow", "torch", "safetensors", "numpy", "pandas", "pydantic")
 
 
-def source_file(kind: Kind) -> Path:
+class Package(Protocol):
+    """How the models of a modality are served."""
+
+    @property
+    def name(self) -> str:
+        """The modality; its models-from-code files are ``serving/<name>_encoder.py`` and ``serving/<name>_classifier.py``."""
+        ...
+
+    @property
+    def carried(self) -> tuple[str, ...]:
+        """The modules below ``ssl_core/`` that the served models import, directly or not, beside those of every modality."""
+        ...
+
+    @property
+    def required(self) -> tuple[str, ...]:
+        """The distributions that they need, beside those of every modality."""
+        ...
+
+    @property
+    def golden_input(self) -> str:
+        """The array of a golden batch that holds what goes in."""
+        ...
+
+    def inputs(self) -> list[ColSpec]:
+        """The columns of a request."""
+        ...
+
+    def request(self, golden: Mapping[str, np.ndarray]) -> pd.DataFrame:
+        """A golden batch as a request."""
+        ...
+
+    def answers(self, kind: Kind, label_type: str) -> list[ColSpec]:
+        """The columns of an answer."""
+        ...
+
+
+def package_of(golden: Mapping[str, np.ndarray]) -> Package:
+    """The package whose input a golden batch holds. Raises ``KeyError`` where no modality knows it."""
+    for modality in MODALITIES:
+        package: Package = part(modality, "package")
+        if package.golden_input in golden:
+            return package
+    raise KeyError(f"no modality has one of {', '.join(golden)} as its input")
+
+
+def source_file(package: Package, kind: Kind) -> Path:
     """The models-from-code file."""
-    return Path(__file__).with_name(f"image_{kind}.py")
+    return Path(__file__).with_name(f"{package.name}_{kind}.py")
 
 
-def carry_code(folder: Path) -> str:
+def carry_code(package: Package, folder: Path) -> str:
     """Copies the modules that a served model imports to ``folder/ssl_core``, MLflow's ``code_paths``; returns its path."""
     root = Path(ssl_core.__file__).parent
-    for name in CARRIED:
+    for name in (*_CARRIED, *package.carried):
         target = folder / "ssl_core" / name
         target.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(root / name, target)
     return str(folder / "ssl_core")
 
 
-def requirements() -> list[str]:
+def requirements(package: Package) -> list[str]:
     """Pinned to what is installed; a local build tag (+cpu) is dropped, because no registry has it."""
     # Of MLflow a job may have the client alone, which is a package of its own with the same version.
-    return [f"{name}=={version('mlflow-skinny' if name == 'mlflow' else name).split('+')[0]}" for name in _REQUIRED]
+    return [
+        f"{name}=={version('mlflow-skinny' if name == 'mlflow' else name).split('+')[0]}"
+        for name in (*_REQUIRED, *package.required)
+    ]
 
 
-def signature(kind: Kind) -> ModelSignature:
+def signature(package: Package, kind: Kind, label_type: str = "class") -> ModelSignature:
     """What goes in and comes out."""
     from mlflow.models import ModelSignature
-    from mlflow.types import ColSpec, DataType, Schema, TensorSpec
-    from mlflow.types.schema import Array, Map
+    from mlflow.types import Schema
 
-    outputs: dict[Kind, list[ColSpec | TensorSpec]] = {
-        "encoder": [ColSpec(Array(DataType.double), "embedding")],
-        "classifier": [
-            ColSpec(DataType.string, "label"), ColSpec(DataType.double, "confidence"),
-            ColSpec(Map(DataType.double), "probabilities"),
-        ],
-    }  # fmt: skip
-    return ModelSignature(inputs=Schema([ColSpec(DataType.binary, COLUMN)]), outputs=Schema(outputs[kind]))
+    return ModelSignature(inputs=Schema([*package.inputs()]), outputs=Schema([*package.answers(kind, label_type)]))
 
 
-def to_png(pixels: np.ndarray) -> bytes:
-    """uint8 ``(C, H, W)`` as PNG, which loses nothing."""
-    image = Image.fromarray(pixels[0] if pixels.shape[0] == 1 else np.ascontiguousarray(pixels.transpose(1, 2, 0)))
-    file = io.BytesIO()
-    image.save(file, format="PNG")
-    return file.getvalue()
+def encoder_answers() -> list[ColSpec]:
+    """An encoder's: column ``embedding``."""
+    from mlflow.types import ColSpec, DataType
+    from mlflow.types.schema import Array
+
+    return [ColSpec(Array(DataType.double), "embedding")]
 
 
-def request(pixels: np.ndarray) -> pd.DataFrame:
-    """uint8 ``(N, C, H, W)`` as a request of a served model."""
-    return pd.DataFrame({COLUMN: [to_png(one) for one in pixels]})
+def class_answers() -> list[ColSpec]:
+    """A classifier's: ``label``, ``confidence`` and ``probabilities``."""
+    from mlflow.types import ColSpec, DataType
+    from mlflow.types.schema import Map
+
+    return [
+        ColSpec(DataType.string, "label"), ColSpec(DataType.double, "confidence"), ColSpec(Map(DataType.double), "probabilities"),
+    ]  # fmt: skip
 
 
 def answer_array(kind: Kind, answer: pd.DataFrame, classes: list[str] | None = None) -> np.ndarray:
-    """A served model's answer as float32 ``(N, D)``; a classifier's columns in the order of ``classes``."""
+    """A served model's answer as float32 ``(N, D)``; a classifier's columns in the order of ``classes``, a number's ``(N, 1)``."""
     if kind == "encoder":
         return np.asarray(answer["embedding"].tolist(), dtype=np.float32)
+    if "value" in answer:
+        return np.asarray(answer["value"], dtype=np.float32)[:, None]
     names = classes or list(answer["probabilities"].iloc[0])
     return np.asarray([[row[name] for name in names] for row in answer["probabilities"]], dtype=np.float32)

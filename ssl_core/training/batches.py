@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import lru_cache
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -12,6 +13,22 @@ _RESIDENT_SHARE = 0.4
 """The whole training set moves onto a GPU where it takes at most this share of the free memory."""
 _RESIDENT_CPU_BYTES = 1 << 30
 """Up to here the training set is copied into memory; above, batches are read from the memory map."""
+
+
+class Feed(Protocol):
+    """Where a training loop gets its batches from. A step's batch follows from the step number alone."""
+
+    per_epoch: int
+
+    def fetch(self, step: int) -> Any:
+        """The batch of a step, on the device."""
+        ...
+
+    def count(self, batch: Any) -> int:
+        """How many samples (or tokens) it holds, for the throughput."""
+        ...
+
+    def close(self) -> None: ...
 
 
 class Batches:
@@ -58,6 +75,10 @@ class Batches:
         batch = self._ahead[1].result() if self._ahead and self._ahead[0] == step else self._read(step)
         self._ahead = (step + 1, self._reader.submit(self._read, step + 1))
         return batch.to(self._device, non_blocking=True)
+
+    def count(self, batch: torch.Tensor) -> int:
+        """Its images."""
+        return len(batch)
 
     def _read(self, step: int) -> torch.Tensor:
         wanted = self._positions[self.rows(step)]

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -47,10 +47,15 @@ class Gauge:
     chance_loss: float
     spread: float
     effective_rank: float
-    alignment: float
-    uniformity: float
+    alignment: float | None = None
+    uniformity: float | None = None
     knn_accuracy: float | None = None
-    """On labelled val images, from labelled train images; None without labels."""
+    """On labelled val samples, from labelled train samples; None without labels."""
+    val_loss: float | None = None
+    masked_accuracy: float | None = None
+    """Hidden tokens of val texts that are guessed right; to be read beside the next."""
+    unigram_accuracy: float | None = None
+    """What always guessing the most frequent token would get."""
 
     def metrics(self) -> dict[str, float]:
         """What the tracker shows, one curve each."""
@@ -115,12 +120,22 @@ def diagnose(history: Sequence[Gauge], warmup: int) -> str | None:
         return None
     now = last[-1]
     if all(gauge.spread < SPREAD_FLOOR for gauge in last):
-        return f"the encoder collapsed: all images get nearly the same features (spread {now.spread:.4f}, below {SPREAD_FLOOR})"
+        return f"the encoder collapsed: all samples get nearly the same features (spread {now.spread:.4f}, below {SPREAD_FLOOR})"
     if all(gauge.effective_rank < RANK_FLOOR for gauge in last):
         return f"the encoder collapsed: its features fill {now.effective_rank:.2f} dimensions (effective rank, below {RANK_FLOOR})"
     if all(gauge.step >= CHANCE_PATIENCE and gauge.loss > CHANCE_SHARE * gauge.chance_loss for gauge in last):
         return f"nothing is learned: the loss {now.loss:.3f} is that of chance, {now.chance_loss:.3f}"
     return None
+
+
+class Observer(Protocol):
+    """What the loop needs of a monitor."""
+
+    history: list[Gauge]
+
+    def observe(self, step: int, loss: float, warmup: int) -> Gauge:
+        """Looks at the encoder, remembers the gauge, and raises ``Unhealthy`` where the run must stop."""
+        ...
 
 
 @dataclass
@@ -197,7 +212,7 @@ class Monitor:
             return np.asarray(self.encoder(images).float().cpu().numpy())
 
 
-def report(monitor: Monitor, measured: dict[str, Any], reason: str | None) -> dict[str, Any]:
+def report(monitor: Observer, measured: dict[str, Any], reason: str | None) -> dict[str, Any]:
     """``health.json``: the last gauge, how fast it went, all gauges, the thresholds, and why the run stopped, if it did."""
     return {
         "schema_version": 1,

@@ -19,7 +19,8 @@ class Pace:
     """How far and how fast; travels in the checkpoint, so the final report covers all attempts of a run."""
 
     steps: int = 0
-    images: int = 0
+    samples: int = 0
+    """Images, or tokens: what the run counts by."""
     seconds: float = 0.0
     waited: float = 0.0
     """Seconds of ``seconds`` in which the loop stood still for data."""
@@ -28,8 +29,8 @@ class Pace:
     """Losses since the last gauge."""
 
     @property
-    def images_per_second(self) -> float:
-        return self.images / self.seconds if self.seconds else 0.0
+    def per_second(self) -> float:
+        return self.samples / self.seconds if self.seconds else 0.0
 
     @property
     def wait_share(self) -> float:
@@ -39,18 +40,18 @@ class Pace:
 class Window:
     """The steps since the loss was last read: values stay on the device until ``close``."""
 
-    def __init__(self, pace: Pace, tracker: Tracker) -> None:
-        self._pace, self._tracker = pace, tracker
+    def __init__(self, pace: Pace, tracker: Tracker, unit: str) -> None:
+        self._pace, self._tracker, self._unit = pace, tracker, unit
         self._losses: list[Tensor] = []
         self._norms: list[Tensor] = []
         self._metrics: dict[str, Tensor | float] = {}
-        self._images, self._waited, self._clock = 0, 0.0, time.perf_counter()
+        self._samples, self._waited, self._clock = 0, 0.0, time.perf_counter()
 
-    def add(self, loss: Tensor, norm: Tensor, metrics: dict[str, Any], images: int, waited: float) -> None:
+    def add(self, loss: Tensor, norm: Tensor, metrics: dict[str, Any], samples: int, waited: float) -> None:
         self._losses.append(loss)
         self._norms.append(norm)
         self._metrics = metrics
-        self._images += images
+        self._samples += samples
         self._waited += waited
 
     def close(self, done: int, learning_rate: float) -> tuple[int, float]:
@@ -67,7 +68,7 @@ class Window:
                     raise Unhealthy(f"the {what} is not finite ({value}) at step {first + i + 1}")
         pace, seconds = self._pace, time.perf_counter() - self._clock
         pace.steps = done
-        pace.images += self._images
+        pace.samples += self._samples
         pace.seconds += seconds
         pace.waited += self._waited
         pace.loss_sum += sum(losses)
@@ -77,11 +78,11 @@ class Window:
             "loss": mean,
             "learning_rate": learning_rate,
             "gradient_norm": norms[-1],
-            "images_per_second": self._images / seconds,
+            f"{self._unit}_per_second": self._samples / seconds,
             "data_wait_share": self._waited / seconds,
         }
         self._tracker.metrics(curves, done)
-        self._losses, self._norms, self._images, self._waited = [], [], 0, 0.0
+        self._losses, self._norms, self._samples, self._waited = [], [], 0, 0.0
         self.restart_clock()
         return len(losses), mean
 

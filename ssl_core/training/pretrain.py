@@ -1,4 +1,4 @@
-"""The ``pretrain`` step: an encoder from the unlabeled training images, and a report on whether it learned."""
+"""The ``pretrain`` step: an encoder from the unlabeled training samples, and a report on whether it learned."""
 
 from __future__ import annotations
 
@@ -7,142 +7,77 @@ import math
 from dataclasses import asdict
 from typing import Any
 
-import numpy as np
-import torch
-from safetensors.numpy import save_file
-
-from ssl_core.contracts import GOLDEN_FILE, DatasetRef
-from ssl_core.data.dataset import read_info
-from ssl_core.data.memory import Images, choose_size, open_images
-from ssl_core.data.reader import fetch
-from ssl_core.errors import CheckFailed, UserError
-from ssl_core.models.embed import embed
-from ssl_core.models.encoder import (
-    EncoderInfo,
-    build_encoder,
-    load_encoder,
-    measure_preprocessing,
-    parameter_count,
-    save_encoder,
-)
-from ssl_core.models.resnet import ResNet
-from ssl_core.objectives.simclr import SimCLR
+from ssl_core.config.project import ProjectConfig
+from ssl_core.contracts import DatasetRef
+from ssl_core.errors import CheckFailed
+from ssl_core.modalities import MODALITIES, part
 from ssl_core.pipeline import digest, recipe_digest
 from ssl_core.step import Output, StepContext, StepOutput
-from ssl_core.training.health import Monitor, Unhealthy, report
+from ssl_core.training.health import Observer, Unhealthy, report
 from ssl_core.training.loop import fit
 from ssl_core.training.pace import Pace
-from ssl_core.training.runtime import Runtime, resolve_runtime
+from ssl_core.training.prepared import Prepared
+from ssl_core.training.runtime import resolve_runtime
 from ssl_core.training.state import CheckpointFiles
 
-MIN_TRAIN_IMAGES = 8
-"""Contrast needs others: a batch of fewer images says next to nothing."""
-GOLDEN_IMAGES = 16
 HEALTH_FILE = "health.json"
+_GAUGES = (
+    "loss", "chance_loss", "spread", "effective_rank", "alignment", "uniformity", "knn_accuracy", "val_loss", "masked_accuracy",
+    "unigram_accuracy", "data_wait_share",
+)  # fmt: skip
+
+
+def fingerprint(project: ProjectConfig) -> str:
+    """Changes with the files outside the dataset that pretraining reads; empty where the modality reads none."""
+    return str(part(project.modality, "fingerprint")(project)) if MODALITIES[project.modality].fingerprint else ""
 
 
 def run(ctx: StepContext) -> StepOutput:
-    """Pretrains on the images of split train, whether labelled or not; no label reaches the objective.
+    """Pretrains on the samples of split train, whether labelled or not; no label reaches the objective.
 
     Makes ``encoder/`` (weights, description, ``golden.safetensors``) and ``health.json``.
 
     Raises:
-        UserError: there are too few training images, or the device cannot be used.
+        UserError: there are too few training samples, or the device cannot be used.
         CheckFailed: the run collapsed or diverged; ``health.json`` says how.
         TryAgain: told to stop; the next call goes on from the checkpoint.
     """
     project, config = ctx.project, ctx.project.pretrain
     dataset: DatasetRef = ctx.input("dataset")
     runtime = resolve_runtime(config)
-    images = _open(ctx, dataset)
-    train = images.positions("train")
-    if len(train) < MIN_TRAIN_IMAGES:
-        raise UserError(
-            f"{len(train)} training images; pretraining needs at least {MIN_TRAIN_IMAGES}",
-            place=f"dataset {dataset.tag or dataset.name}",
-            next_step="add images to data.source, or raise data.split.train",
-        )
-    preprocessing = measure_preprocessing(images.pixels, train)
-    encoder = build_encoder(project.encoder, preprocessing.channels, seed=config.seed)
-    info = EncoderInfo(project.encoder, preprocessing, encoder.features)
-    objective = SimCLR(encoder, project.objective, preprocessing, norm=project.encoder.norm, seed=config.seed)
-    batch_size = min(config.batch_size, len(train))
-    resolved = {
-        **asdict(runtime), "image_size": preprocessing.size, "channels": preprocessing.channels, "batch_size": batch_size,
-        "train_images": len(train), "encoder_parameters": parameter_count(encoder),
-    }  # fmt: skip
+    made: Prepared = part(project.modality, "pretrain")(ctx, dataset, runtime)
+    runtime = made.runtime or runtime
+    resolved = {**asdict(runtime), **made.resolved}
     ctx.tracker.params({"resolved": resolved})
-    ctx.progress.note(
-        f"{len(train):,} images, {resolved['encoder_parameters']:,} parameters, {runtime.device}, {runtime.precision}, {runtime.threads} threads"
-    )
-
-    monitor = Monitor(
-        encoder, preprocessing, images.pixels, train, batch_size, views=_views(objective, config.seed),
-        device=runtime.device, precision=runtime.precision, labelled=_labelled(images),
-    )  # fmt: skip
+    ctx.progress.note(f"{made.data}, {made.network}, {runtime.device}, {runtime.precision}, {runtime.threads} threads")
+    inputs = [ref.sha256 for _, ref in sorted(ctx.inputs.items())]
     checkpoints = CheckpointFiles(
-        ctx.checkpoints,
-        ctx.store.scratch,
-        digest([recipe_digest(project, "pretrain"), dataset.sha256]),
-        ctx.progress.note,
+        ctx.checkpoints, ctx.store.scratch, digest([recipe_digest(project, "pretrain"), *inputs]), ctx.progress.note
     )
     try:
         pace = fit(
-            objective, images.pixels, train, config, runtime,
-            monitor=monitor, checkpoints=checkpoints, tracker=ctx.tracker, progress=ctx.progress, stop=ctx.stop,
+            made.objective, made.batches, config, runtime,
+            monitor=made.monitor, checkpoints=checkpoints, tracker=ctx.tracker, progress=ctx.progress, stop=ctx.stop,
+            unit=made.unit,
         )  # fmt: skip
     except Unhealthy as fault:
-        output = _publish_health(ctx, report(monitor, {"resolved": resolved}, str(fault)))
+        output = _publish_health(ctx, report(made.monitor, made.measured | {"resolved": resolved}, str(fault)))
         output.outputs = {"health": Output("report", HEALTH_FILE)}
         raise CheckFailed(
-            str(fault),
-            place="pretrain",
-            next_step=f"see {HEALTH_FILE}; lower pretrain.learning_rate, raise pretrain.batch_size or weaken objective.augment",
-            output=output,
+            str(fault), place="pretrain", next_step=f"see {HEALTH_FILE}; {made.mend}", output=output
         ) from fault
 
-    _save(ctx, encoder.cpu(), info, images, train)
-    output = _publish_health(ctx, report(monitor, _measured(pace, runtime) | {"resolved": resolved}, None))
+    made.save(ctx.out / "encoder")
+    measured = _measured(pace, made.unit) | made.measured | {"resolved": resolved}
+    output = _publish_health(ctx, report(made.monitor, measured, None))
     output.outputs = {"encoder": Output("encoder", "encoder")}
-    output.summary = _summary(ctx, monitor, pace, resolved)
+    output.summary = _summary(ctx, made, made.monitor, pace)
     return output
 
 
-def _open(ctx: StepContext, dataset: DatasetRef) -> Images:
-    """The dataset version's images at the size that the project asks for."""
-    size, channels = choose_size(read_info(fetch(dataset, ctx.settings, ctx.progress)), ctx.project.data)
-    return open_images(dataset, ctx.settings, size=size, channels=channels, progress=ctx.progress)
-
-
-def _views(objective: SimCLR, seed: int) -> Any:
-    """The objective's own two views, with draws that are the same at every gauge."""
-
-    def view(pixels: torch.Tensor, number: int) -> torch.Tensor:
-        return objective.preprocessing.normalise(objective.augment(pixels, seed, 0, number))
-
-    return view
-
-
-def _labelled(images: Images) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray] | None:
-    """What the kNN observer votes with and on, where train and val both hold labels."""
-    train, val = images.positions("train", labelled=True), images.positions("val", labelled=True)
-    if len(train) == 0 or len(val) == 0:
-        return None
-    return train, images.labels[train], val, images.labels[val]
-
-
-def _save(ctx: StepContext, encoder: ResNet, info: EncoderInfo, images: Images, train: np.ndarray) -> None:
-    """The encoder folder, with a golden batch computed by what was read back from it: registration compares with that."""
-    folder = ctx.out / "encoder"
-    save_encoder(folder, encoder, info)
-    loaded, info = load_encoder(folder)
-    pixels = np.ascontiguousarray(images.pixels[train[:GOLDEN_IMAGES]])
-    save_file({"pixels": pixels, "features": embed(loaded, info.preprocessing, pixels)}, folder / GOLDEN_FILE)
-
-
-def _measured(pace: Pace, runtime: Runtime) -> dict[str, Any]:
+def _measured(pace: Pace, unit: str) -> dict[str, Any]:
     return {
-        "images_per_second": round(pace.images_per_second, 1), "data_wait_share": round(pace.wait_share, 4),
+        f"{unit}_per_second": round(pace.per_second, 1), "data_wait_share": round(pace.wait_share, 4),
         "seconds": round(pace.seconds, 2), "steps": pace.steps,
     }  # fmt: skip
 
@@ -153,17 +88,7 @@ def _publish_health(ctx: StepContext, document: dict[str, Any]) -> StepOutput:
     # NaN is no JSON: what is not finite becomes null, and the reason says so in words.
     path.write_text(json.dumps(_finite(document), indent=1, allow_nan=False) + "\n", encoding="utf-8")
     link = ctx.tracker.artifact(path)
-    names = (
-        "loss",
-        "chance_loss",
-        "spread",
-        "effective_rank",
-        "alignment",
-        "uniformity",
-        "knn_accuracy",
-        "images_per_second",
-        "data_wait_share",
-    )
+    names = [*_GAUGES, *(name for name in document if name.endswith("_per_second"))]
     metrics = {name: float(document[name]) for name in names if document.get(name) is not None}
     return StepOutput(metrics=metrics, links={"Health report": link} if link else {}, summary=document["reason"] or "")
 
@@ -176,13 +101,18 @@ def _finite(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def _summary(ctx: StepContext, monitor: Monitor, pace: Pace, resolved: dict[str, Any]) -> str:
+def _summary(ctx: StepContext, made: Prepared, monitor: Observer, pace: Pace) -> str:
     gauge = monitor.history[-1]
-    text = (
-        f"Pretrained a {ctx.project.encoder.arch} ({resolved['encoder_parameters']:,} parameters) with {ctx.project.objective.name} on "
-        f"{resolved['train_images']:,} images, {pace.steps:,} steps in {pace.seconds:.0f} s ({pace.images_per_second:,.0f} images/s, "
-        f"{pace.wait_share:.0%} of it waiting for data).\n"
+    lines = [
+        f"Pretrained {made.network} with {ctx.project.objective.name} on {made.data}, {pace.steps:,} steps in {pace.seconds:.0f} s "
+        f"({pace.per_second:,.0f} {made.unit}/s, {pace.wait_share:.0%} of it waiting for data).",
         f"Loss {gauge.loss:.3f} (chance {gauge.chance_loss:.3f}), feature spread {gauge.spread:.2f}, effective rank "
-        f"{gauge.effective_rank:.1f} of {monitor.encoder.features}."
-    )
-    return text if gauge.knn_accuracy is None else f"{text} kNN accuracy on val: {gauge.knn_accuracy:.3f}."
+        f"{gauge.effective_rank:.1f} of {made.features}.",
+    ]
+    if gauge.masked_accuracy is not None and gauge.unigram_accuracy is not None:
+        lines.append(
+            f"Hidden tokens of val guessed right: {gauge.masked_accuracy:.3f} (always the most frequent: {gauge.unigram_accuracy:.3f})."
+        )
+    if gauge.knn_accuracy is not None:
+        lines.append(f"kNN accuracy on val: {gauge.knn_accuracy:.3f}.")
+    return "\n".join(lines)

@@ -18,8 +18,8 @@ from ssl_core.data.table import SampleTable
 from ssl_core.data.text.tokens import Tokens, open_tokens, read_texts
 from ssl_core.models.text_classifier import TextClassifier, load_classifier, save_classifier
 from ssl_core.models.text_embed import embed_tokens
-from ssl_core.models.text_golden import pack
 from ssl_core.models.text_encoder import TextEncoder
+from ssl_core.models.text_golden import pack
 from ssl_core.models.text_weights import load_encoder, random_encoder
 from ssl_core.pipeline import digest, source_digest
 from ssl_core.step import Progress, StepContext, Tracker

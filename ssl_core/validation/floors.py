@@ -6,17 +6,21 @@ functions over the manifest with the same kind of result (``plain_floors``).
 
 from __future__ import annotations
 
+import json
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from functools import cache
 
 import numpy as np
 import pandas as pd
 import pyarrow as pa
 
 from ssl_core.config.project import ExpectationConfig, ValidationConfig
-from ssl_core.data.dataset import MANIFEST_SCHEMA
+from ssl_core.data.dataset import manifest_schema
 from ssl_core.data.splits import SIDES
+from ssl_core.data.table import LabelType
 from ssl_core.validation.report import CheckResult, Example, plural, printable
 
 _TEXT, _WHOLE, _REAL, _TIME = "text", "whole number", "real number", "time with zone"
@@ -28,10 +32,18 @@ def _kind(type_: pa.DataType) -> str:
     return _WHOLE if pa.types.is_integer(type_) else _REAL if pa.types.is_floating(type_) else _TEXT
 
 
-COLUMNS = {field.name: _kind(field.type) for field in MANIFEST_SCHEMA}
-"""The manifest's fixed columns and what they hold."""
-FILLED = frozenset(field.name for field in MANIFEST_SCHEMA if not field.nullable)
-"""The columns that may not be empty: all but ``label``."""
+@cache
+def columns(modality: str) -> dict[str, str]:
+    """The manifest's fixed columns and what they hold."""
+    return {field.name: _kind(field.type) for field in manifest_schema(modality)}
+
+
+@cache
+def filled(modality: str) -> frozenset[str]:
+    """The columns that may not be empty: all but ``label``."""
+    return frozenset(field.name for field in manifest_schema(modality) if not field.nullable)
+
+
 _EXAMPLES = 10
 _CLOCK_TOLERANCE = timedelta(days=1)
 
@@ -43,6 +55,8 @@ class Counts:
     rows: int
     labelled: int
     classes: tuple[str, ...]
+    modality: str = "image"
+    label_type: LabelType = "class"
 
 
 @dataclass(frozen=True)
@@ -112,22 +126,29 @@ def expectation_floors(config: ValidationConfig, classes: Sequence[str], now: da
 
 def plain_floors(frame: pd.DataFrame, counts: Counts | None, classes: Sequence[str]) -> list[CheckResult]:
     """The floors that Great Expectations has no expectation for."""
+    modality = counts.modality if counts else "image"
+    label_type = counts.label_type if counts else "class"
     results = [
         _judge(
             "columns",
             "The manifest has its fixed columns",
             "all columns there, with the right types",
-            lambda: _columns(frame),
+            lambda: _columns(frame, modality),
         ),
         _judge(
             "complete",
             "Nothing but labels is missing",
             "no empty or non-finite value outside of label",
-            lambda: _complete(frame),
+            lambda: _complete(frame, modality),
         ),
         _judge("groups", "Near-duplicates stay together", "no group stands in two splits", lambda: _groups(frame)),
     ]
-    if not classes:
+    if label_type != "class":
+        wanted = "label is empty or a number" if label_type == "number" else "label is empty or a list of class names"
+        results.append(
+            _judge("label-known", "Labels are what they should be", wanted, lambda: _labels(frame, label_type, classes))
+        )
+    elif not classes:
         results.append(
             _judge(
                 "label-known",
@@ -178,9 +199,9 @@ def _need(frame: pd.DataFrame, *columns: str) -> None:
         raise CannotJudge("there are no rows to judge")
 
 
-def _columns(frame: pd.DataFrame) -> Finding:
+def _columns(frame: pd.DataFrame, modality: str) -> Finding:
     examples = []
-    for column, kind in COLUMNS.items():
+    for column, kind in columns(modality).items():
         if column not in frame.columns:
             examples.append(Example(value=f"{column}: missing, should be {kind}"))
         elif not _is_kind(frame[column], kind):
@@ -202,8 +223,8 @@ def _is_kind(series: pd.Series, kind: str) -> bool:
     return isinstance(series.dtype, pd.DatetimeTZDtype)
 
 
-def _complete(frame: pd.DataFrame) -> Finding:
-    present = [c for c in COLUMNS if c in FILLED and c in frame.columns]
+def _complete(frame: pd.DataFrame, modality: str) -> Finding:
+    present = [c for c in columns(modality) if c in filled(modality) and c in frame.columns]
     if not present:
         raise CannotJudge("none of the fixed columns is there")
     _need(frame, *present)
@@ -248,6 +269,26 @@ def _unlabelled(frame: pd.DataFrame) -> Finding:
     rows = np.flatnonzero(labelled.to_numpy())[:_EXAMPLES]
     examples = [Example(value=printable(frame["label"].iloc[row]), sample=_sample(frame, int(row))) for row in rows]
     return not labelled.any(), plural(int(labelled.sum()), "label"), examples
+
+
+def _labels(frame: pd.DataFrame, label_type: LabelType, classes: Sequence[str]) -> Finding:
+    _need(frame, "label")
+
+    def fits(label: str) -> bool:
+        try:
+            if label_type == "number":
+                return math.isfinite(float(label))
+            names = json.loads(label)
+            return isinstance(names, list) and set(names) <= set(classes)
+        except (ValueError, TypeError):
+            return False
+
+    labels = frame["label"].dropna()
+    bad = [row for row, label in enumerate(frame["label"]) if isinstance(label, str) and not fits(label)]
+    examples = [
+        Example(value=printable(frame["label"].iloc[row]), sample=_sample(frame, int(row))) for row in bad[:_EXAMPLES]
+    ]
+    return not bad, f"{plural(len(labels), 'label')}, {len(bad)} of them not so", examples
 
 
 def _counts(frame: pd.DataFrame, counts: Counts) -> Finding:

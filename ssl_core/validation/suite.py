@@ -31,7 +31,8 @@ def validate(
     frame = frame.reset_index(drop=True)
     suite = build(config.expectations)
     classes = counts.classes if counts is not None else _classes(frame)
-    floors = expectation_floors(config, classes, now or datetime.now(UTC))
+    one_class = counts is None or counts.label_type == "class"
+    floors = expectation_floors(config, classes if one_class else (), now or datetime.now(UTC))
     outcomes = run(frame, [*build([floor.expectation for floor in floors], "floors"), *suite])
     checks = [_floor(frame, floor, outcome) for floor, outcome in zip(floors, outcomes[: len(floors)], strict=True)]
     checks += plain_floors(frame, counts, classes)

@@ -44,7 +44,11 @@ def run(ctx: StepContext) -> StepOutput:
     ctx.progress.note(
         f"judging {plural(len(manifest), 'sample')} by {plural(len(ctx.project.validation.expectations), 'expectation')} and the floors"
     )
-    report = validate(manifest, ctx.project.validation, counts=Counts(info.rows, info.labelled, tuple(info.classes)))
+    report = validate(
+        manifest,
+        ctx.project.validation,
+        counts=Counts(info.rows, info.labelled, tuple(info.classes), info.modality, info.label_type),
+    )
     if ctx.stop.is_set():  # the signal may have been swallowed inside of an expectation
         raise TryAgain("stopped while validating", next_step="run the same command again")
 

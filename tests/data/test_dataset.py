@@ -49,7 +49,7 @@ def _image(sample_id: str, size: int = 1000) -> bytes:
 
 
 def _write(folder: Path, frame: pd.DataFrame, **more: Any) -> dataset.DatasetInfo:
-    options = {"name": "tiny", "classes": ["cat", "cow", "dog"], **more}
+    options = {"name": "tiny", "modality": "image", "classes": ["cat", "cow", "dog"], **more}
     return dataset.write_dataset(folder, frame, lambda row: _image(frame["sample_id"][row]), **options)
 
 
@@ -58,7 +58,7 @@ def test_what_is_written_is_read_back(tmp_path: Path) -> None:
     info = _write(tmp_path, frame, quarantined=3, duplicates=2)
     assert dataset.read_info(tmp_path) == info
     manifest = pq.read_table(tmp_path / dataset.MANIFEST_FILE)
-    assert manifest.schema.equals(dataset.MANIFEST_SCHEMA)
+    assert manifest.schema.equals(dataset.manifest_schema("image"))
     assert manifest.to_pylist() == [
         {**row, "brightness": pytest.approx(0.5), "contrast": pytest.approx(0.25)}
         for row in frame.astype(object).where(frame.notna(), None).to_dict("records")
@@ -92,7 +92,7 @@ def test_the_description_adds_up(tmp_path: Path) -> None:
         counts.classes["cow"] == 0 and counts.labelled == sum(counts.classes.values())
         for counts in info.counts.values()
     )
-    assert (info.image.median_width, info.image.median_height, info.image.has_colour) == (40, 20, True)
+    assert info.summary == {"median_width": 40, "median_height": 20, "has_colour": True}
     written = json.loads((tmp_path / "dataset.json").read_text())
     assert written["files"] == {p.name: file_sha256(p) for p in tmp_path.iterdir() if p.name != "dataset.json"}
 

@@ -107,7 +107,7 @@ def test_a_folder_becomes_a_candidate(platform_with_dvc: Platform) -> None:
     )
     assert platform.repository.latest("tiny") is None
     manifest = reader.read_manifest(candidate, platform.settings)
-    assert list(manifest.columns) == dataset.MANIFEST_SCHEMA.names
+    assert list(manifest.columns) == dataset.manifest_schema("image").names
     assert set(zip(manifest["source"], manifest["label"], strict=True)) == {
         (f"{'cat' if i % 2 else 'dog'}/{i:03d}.png", "cat" if i % 2 else "dog") for i in range(_COUNT)
     }
@@ -116,7 +116,7 @@ def test_a_folder_becomes_a_candidate(platform_with_dvc: Platform) -> None:
     folder = reader.fetch(candidate, platform.settings)
     rows = dict(zip(manifest["sample_id"], manifest["source"], strict=True))
     stored = {}
-    for ids, encoded in dataset.read_images(folder):
+    for ids, encoded in dataset.read_content(folder, "image"):
         stored |= dict(zip(ids, encoded, strict=True))
     assert {rows[i]: data for i, data in stored.items()} == {
         name: (platform.folder / name).read_bytes() for name in rows.values()

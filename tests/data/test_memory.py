@@ -55,7 +55,7 @@ def _manifest(rows: int) -> pd.DataFrame:
 def _stored(tmp_path: Path, encoded: list[bytes], **changed: Any) -> DatasetRef:
     manifest = _manifest(len(encoded)).assign(**changed)
     folder = tmp_path / "work"
-    write_dataset(folder, manifest, encoded.__getitem__, name="tiny", classes=["cat", "dog"])
+    write_dataset(folder, manifest, encoded.__getitem__, name="tiny", modality="image", classes=["cat", "dog"])
     return stored_version(folder, tmp_path / "remote")
 
 
@@ -100,9 +100,11 @@ def test_labels_and_positions(ref: DatasetRef, settings: Settings) -> None:
 def test_a_label_outside_the_classes_is_not_taken_for_none(settings: Settings) -> None:
     frame = _manifest(3).assign(label=["cat", "cow", None])
     with pytest.raises(ValueError, match="cow"):
-        _ = memory.Images(np.zeros((3, 1, 8, 8), np.uint8), frame, ["cat", "dog"]).labels
+        _ = memory.Images(pixels=np.zeros((3, 1, 8, 8), np.uint8), manifest=frame, classes=["cat", "dog"]).labels
     missing = frame.assign(label=pd.Series(["cat", None, None], dtype="str"))  # NaN, as pandas' own readers give it
-    assert memory.Images(np.zeros((3, 1, 8, 8), np.uint8), missing, ["cat", "dog"]).labels.tolist() == [0, -1, -1]
+    assert memory.Images(
+        pixels=np.zeros((3, 1, 8, 8), np.uint8), manifest=missing, classes=["cat", "dog"]
+    ).labels.tolist() == [0, -1, -1]
 
 
 def test_the_second_opening_decodes_nothing(
@@ -154,9 +156,13 @@ def test_batches_follow_one_another_across_shards_and_row_groups(
 
 def test_shards_and_manifest_must_agree(tmp_path: Path, settings: Settings) -> None:
     folder = tmp_path / "work"
-    write_dataset(folder, _manifest(10), lambda row: _encoded(row), name="tiny", classes=["cat", "dog"])
+    write_dataset(
+        folder, _manifest(10), lambda row: _encoded(row), name="tiny", modality="image", classes=["cat", "dog"]
+    )
     shorter = tmp_path / "shorter"
-    write_dataset(shorter, _manifest(9), lambda row: _encoded(row), name="tiny", classes=["cat", "dog"])
+    write_dataset(
+        shorter, _manifest(9), lambda row: _encoded(row), name="tiny", modality="image", classes=["cat", "dog"]
+    )
     (shorter / "data-00000.parquet").rename(folder / "data-00000.parquet")
     with pytest.raises(TryAgain, match="more samples than the shards"):
         memory.open_images(stored_version(folder, tmp_path / "remote"), settings, size=12, channels=1)

@@ -21,7 +21,7 @@ from safetensors.numpy import load_file
 
 from ssl_core.config.settings import Settings
 from ssl_core.registry.server import ensure_server, stop_server
-from ssl_core.serving.package import to_png
+from ssl_core.serving.image_package import to_png
 from tests.registry.conftest import CLASSES, World, golden_pixels
 
 pytestmark = pytest.mark.e2e

@@ -19,6 +19,7 @@ from ssl_core.evaluation.report import as_json, markdown, read_evaluation, rende
 from ssl_core.models.classifier import build_classifier, save_classifier
 from ssl_core.models.encoder import EncoderInfo, build_encoder, measure_preprocessing, save_encoder
 from ssl_core.store import path_sha256
+from ssl_core.training import image_bench
 
 NAMES = ["bar", "dot"]
 
@@ -75,7 +76,7 @@ def step(tmp_path, make_project, make_context, monkeypatch):
         }  # fmt: skip
         ctx = make_context(project, step="evaluate", inputs=inputs, **more)
         monkeypatch.setattr(ctx.store, "fetch", lambda ref: next(folders[n] for n, r in inputs.items() if r is ref))
-        monkeypatch.setattr(evaluate, "open_images", lambda ref, settings, **kwargs: images)
+        monkeypatch.setattr(image_bench, "open_images", lambda ref, settings, **kwargs: images)
         run.context = ctx
         return evaluate.run(ctx)
 
@@ -154,7 +155,7 @@ def row(labels, count, low, middle, high):
 
     return {
         "labels": labels, "count": count, "draws": 20,
-        "classical": {"name": "SVM (RBF) on pixels", **near(middle)},
+        "classical": {"name": "SVM (RBF) on pixels", "short": "svm", **near(middle)},
         "random_init": {"probe": "knn", **near(low)}, "pretrained": {"probe": "knn", **near(high)},
         "differences": {"pretrained_minus_classical": near(high - middle), "pretrained_minus_random_init": near(high - low)},
         "details": {},
@@ -162,7 +163,7 @@ def row(labels, count, low, middle, high):
 
 
 REPORT = {
-    "schema_version": 1, "project": "tiny", "probe": "knn", "dataset": {"version": "tiny@v3"},
+    "schema_version": 1, "project": "tiny", "noun": "images", "probe": "knn", "dataset": {"version": "tiny@v3"},
     "encoder": {"name": "tiny-encoder", "version": "5"}, "test_set": {"n": 360, "sha256": "x", "split": "test"},
     "label_budgets": [row(10, 10, 0.5, 0.7, 0.9), row("all", 1256, 0.8, 0.9, 0.95)], "notes": ["a note"],
     "model": {"accuracy": 0.97, "low": 0.95, "high": 0.99, "macro_f1": 0.96, "ece": 0.02, "n": 360, "confusion": [[1]]},

@@ -7,8 +7,15 @@ from ssl_core.config.project import EvaluateConfig
 from ssl_core.data.budgets import nested_draws
 from ssl_core.errors import UserError
 from ssl_core.evaluation import helped
-from ssl_core.evaluation.classical import Pixels, pixel_features, spreading_predictions, svm_predictions
 from ssl_core.evaluation.helped import Encoded, Task, answer, did_it_help, plan_budgets, summarise
+from ssl_core.evaluation.image_baselines import (
+    NAMES,
+    ImageBaselines,
+    Pixels,
+    pixel_features,
+    spreading_predictions,
+    svm_predictions,
+)
 
 CLASSES = 3
 
@@ -27,7 +34,7 @@ def scene():
     task = Task(train_labels, labels[120:], CLASSES)
     pixels = pixels.astype(np.uint8)
     return (
-        task, Pixels.of(pixels[:120], pixels[120:]),
+        task, ImageBaselines(pixels[:120], pixels[120:], CLASSES),
         [Encoded(x[:120].astype(np.float32), x[120:].astype(np.float32)) for x in noise],
         Encoded(good[:120].astype(np.float32), good[120:].astype(np.float32)),
     )  # fmt: skip
@@ -135,7 +142,12 @@ def test_few_test_samples_are_warned_of(scene):
     task, pixels, random_init, good = scene
     few = Task(task.train_labels, task.test_labels[:10], CLASSES)
     cut = [Encoded(e.train, e.test[:10]) for e in (*random_init, good)]
-    small = Pixels(pixels.train, pixels.test[:10], pixels.svm_train, pixels.svm_test[:10])
+
+    class Small(ImageBaselines):
+        def predictions(self, draws):
+            return {name: found[:, :10] for name, found in pixels.predictions(draws).items()}
+
+    small = object.__new__(Small)
     _, notes = did_it_help(few, small, cut[:3], cut[3], CONFIG.model_copy(update={"label_budgets": (3,)}))
     assert "only 10 labelled test samples" in notes[0]
 
@@ -150,7 +162,7 @@ def test_summary_of_planted_tables():
         "random_init": dict.fromkeys(helped.PROBES, tables[0.25]),
         "pretrained": dict.fromkeys(helped.PROBES, tables[0.75]),
     }
-    row = summarise([helped.Answers(budget, right)], CONFIG)[0]
+    row = summarise([helped.Answers(budget, right)], CONFIG, NAMES)[0]
     assert row["classical"]["name"] == "label spreading on pixels"
     assert [row[m]["mean"] for m in ("classical", "random_init", "pretrained")] == [0.5, 0.25, 0.75]
     assert row["differences"]["pretrained_minus_classical"]["mean"] == pytest.approx(0.25)
@@ -193,5 +205,5 @@ def test_svm_survives_labels_of_one_class_and_too_many_labels(monkeypatch):
     one = np.full((1, 40), -1)
     one[0, 4] = 2
     assert (svm_predictions(pixels, one) == 2).all()
-    monkeypatch.setattr("ssl_core.evaluation.classical.SVM_MOST_LABELS", 10)
+    monkeypatch.setattr("ssl_core.evaluation.image_baselines.SVM_MOST_LABELS", 10)
     assert svm_predictions(pixels, np.tile(np.arange(40) % 2, (1, 1))).shape == (1, 5)

@@ -292,12 +292,12 @@ def test_a_full_temporary_disk_is_not_the_models_fault(tmp_path: Path, monkeypat
 def test_the_champion_answers_by_its_alias(real_world: World) -> None:
     import mlflow
 
-    from ssl_core.serving.package import request
+    from ssl_core.serving.image_package import PACKAGE
     from tests.registry.conftest import golden_pixels
 
     inputs = real_world.register("a", right=150)
     real_world.promote(real_world.gate(inputs)[1])
-    answer = mlflow.pyfunc.load_model("models:/tiny@champion").predict(request(golden_pixels(1)))
+    answer = mlflow.pyfunc.load_model("models:/tiny@champion").predict(PACKAGE.request({"pixels": golden_pixels(1)}))
     wanted = load_file(real_world.store.fetch(inputs["registered_model"]) / "golden.safetensors")["probabilities"]
     assert [list(row.values()) for row in answer["probabilities"]] == pytest.approx(wanted.double().numpy(), abs=1e-6)
 

@@ -19,6 +19,7 @@ from PIL import Image
 
 from ssl_core.models.encoder import Preprocessing
 from ssl_core.serving import package
+from ssl_core.serving.image_package import PACKAGE
 from ssl_core.serving.images import pixels_of
 
 GREY = Preprocessing("image", 8, 1, (0.5,), (0.25,))
@@ -48,7 +49,7 @@ def truncated() -> bytes:
 def test_pixels_survive_the_way_through_a_png(preprocessing: Preprocessing) -> None:
     pixels = np.random.default_rng(0).integers(0, 256, (5, preprocessing.channels, 8, 8), dtype=np.uint8)
     pixels[0] = 7  # in colour: three equal channels, which decoding makes grey first
-    assert np.array_equal(pixels_of(package.request(pixels), preprocessing), pixels)
+    assert np.array_equal(pixels_of(PACKAGE.request({"pixels": pixels}), preprocessing), pixels)
 
 
 @pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGB", "RGBA", "I;16"])
@@ -85,7 +86,7 @@ def test_a_missing_column_is_named() -> None:
 
 
 def test_requirements_are_pinned_without_build_tags() -> None:
-    for line in package.requirements():
+    for line in package.requirements(PACKAGE):
         name, _, version = line.partition("==")
         assert name
         assert version[0].isdigit()
@@ -101,7 +102,7 @@ def test_a_served_model_runs_on_what_it_carries_and_nothing_else(
     folder = tmp_path / "model"
     folder.mkdir()
     (write_classifier if kind == "classifier" else write_encoder)(folder, make_project(encoder={"widths": [8]}))
-    carried = Path(package.carry_code(tmp_path / "code"))
+    carried = Path(package.carry_code(PACKAGE, tmp_path / "code"))
     script = tmp_path / "load.py"
     script.write_text(
         "import json, sys\n"
@@ -137,7 +138,7 @@ def test_a_served_model_runs_on_what_it_carries_and_nothing_else(
         str(script),
         search,
         str(carried),
-        str(package.source_file(kind)),
+        str(package.source_file(PACKAGE, kind)),
         str(folder),
     ]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
@@ -145,7 +146,7 @@ def test_a_served_model_runs_on_what_it_carries_and_nothing_else(
 
 
 def test_the_signature_says_what_goes_in_and_out() -> None:
-    signature = package.signature("classifier")
+    signature = package.signature(PACKAGE, "classifier")
     assert signature.inputs.input_names() == ["image"]
     assert signature.outputs.input_names() == ["label", "confidence", "probabilities"]
-    assert package.signature("encoder").outputs.input_names() == ["embedding"]
+    assert package.signature(PACKAGE, "encoder").outputs.input_names() == ["embedding"]

@@ -21,6 +21,7 @@ from ssl_core.models.encoder import build_encoder, measure_preprocessing
 from ssl_core.objectives.simclr import SimCLR
 from ssl_core.step import NoProgress, NoTracker
 from ssl_core.store import Checkpoints, Store
+from ssl_core.training.batches import Batches
 from ssl_core.training.health import Monitor
 from ssl_core.training.loop import fit
 from ssl_core.training.pace import Pace
@@ -93,8 +94,8 @@ class Bench:
         self.objective.forward = watched  # type: ignore[method-assign]
         files = CheckpointFiles(self.checkpoints, self.store.scratch, self.digest, self.notes.append)
         return fit(
-            self.objective, self.pixels, self.train, config, runtime, monitor=self.monitor, checkpoints=files,
-            tracker=self.tracker, progress=NoProgress(), stop=stop or threading.Event(),
+            self.objective, Batches(self.pixels, self.train, config.batch_size, config.seed, "cpu"), config, runtime,
+            monitor=self.monitor, checkpoints=files, tracker=self.tracker, progress=NoProgress(), stop=stop or threading.Event(),
         )  # fmt: skip
 
     def weights(self) -> dict[str, np.ndarray]:

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from ssl_core.config.project import ProjectConfig
+from ssl_core.config.project import ImageProject, ProjectConfig
 from ssl_core.config.tasks import ImageClassificationConfig
 from ssl_core.contracts import ModelRef
 from ssl_core.errors import CheckFailed, TryAgain, UserError
@@ -22,7 +22,8 @@ from ssl_core.models.encoder import EncoderInfo, build_encoder, measure_preproce
 from ssl_core.step import NoTracker, Output, StepContext
 from ssl_core.store import path_sha256
 from ssl_core.tasks import image_classification as classification
-from ssl_core.training import finetune
+from ssl_core.training import finetune, image_bench
+from ssl_core.training.image_bench import ImageBench
 from ssl_core.training.runtime import Runtime
 from tests.training.conftest import CLASSES, DATASET, ENCODER, TINY, striped_images
 
@@ -44,7 +45,7 @@ def context(
 ) -> Callable[..., StepContext]:
     def make(key: str = "k", *, labelled: int | None = None, **task: Any) -> StepContext:
         images = striped_images(tmp_path / "decoded", labelled=labelled)
-        monkeypatch.setattr(finetune, "open_images", lambda ref, settings, *, size, channels, progress: images)
+        monkeypatch.setattr(image_bench, "open_images", lambda ref, settings, *, size, channels, progress: images)
         registered = ModelRef(
             kind="registered-encoder", name="tiny-encoder", version="3", model_id="m-1", run_id="r", uri="tiny/pretrain/e/out/encoder",
             sha256="", producer="pretrain/e",
@@ -107,35 +108,32 @@ def test_same_seed_same_model(context: Callable[..., StepContext]) -> None:
     assert ids[0] != ids[2]
 
 
-def test_labels_outside_the_budget_are_never_read(tmp_path: Path) -> None:
-    images = striped_images(tmp_path / "decoded")
-    task = ImageClassificationConfig(labels=8, **QUICK)
+def bench_on(images: Any, make_project: Callable[..., ProjectConfig], *, labels: int, seed: int = 0) -> ImageBench:
+    """The tiny encoder of a seed, and a task with so many labels."""
+    project = make_project(**TINY, task=QUICK | {"labels": labels})
+    assert isinstance(project, ImageProject)
     info = EncoderInfo(ENCODER, measure_preprocessing(images.pixels, images.positions("train")), 16)
-    first = finetune.finetune_from(build_encoder(ENCODER, 1, seed=0), info, images, task, RUNTIME)
-    assert len(first.labelled) == 8
-    assert len(first.unlabeled) == 40
+    return ImageBench(project, build_encoder(ENCODER, 1, seed=seed), info, images, RUNTIME)
+
+
+def test_labels_outside_the_budget_are_never_read(tmp_path: Path, make_project: Callable[..., ProjectConfig]) -> None:
+    images = striped_images(tmp_path / "decoded")
+    labelled, unlabeled = finetune.split_labels(images, ImageClassificationConfig(labels=8, **QUICK))
+    assert (len(labelled), len(unlabeled)) == (8, 40)
+    first = bench_on(images, make_project, labels=8).finetune(labelled, unlabeled).model
     manifest = images.manifest.copy()
-    hidden = np.setdiff1d(np.arange(len(manifest)), first.labelled)
+    hidden = np.setdiff1d(np.arange(len(manifest)), labelled)
     # Shifted labels elsewhere; the draw itself is fixed, so that only a reader of the rest could tell.
     manifest.loc[hidden, "label"] = [CLASSES[(CLASSES.index(label) + 1) % 4] for label in manifest.loc[hidden, "label"]]
-    changed = replace(images, manifest=manifest)
-    monkey = pytest.MonkeyPatch()
-    with monkey.context() as patch:
-        patch.setattr(finetune, "draw_labels", lambda *_: first.labelled)
-        second = finetune.finetune_from(build_encoder(ENCODER, 1, seed=0), info, changed, task, RUNTIME)
+    second = bench_on(replace(images, manifest=manifest), make_project, labels=8).finetune(labelled, unlabeled).model
     train = images.pixels[images.positions("train")]
-    assert np.array_equal(first.model.predict_proba(train), second.model.predict_proba(train))
+    assert np.array_equal(first.predict_proba(train), second.predict_proba(train))
 
 
-def test_the_encoder_does_not_change_the_draw(tmp_path: Path) -> None:
+def test_the_draw_is_stratified_and_knows_no_encoder(tmp_path: Path) -> None:
     images = striped_images(tmp_path / "decoded")
-    task = ImageClassificationConfig(labels=12, **QUICK)
-    info = EncoderInfo(ENCODER, measure_preprocessing(images.pixels, images.positions("train")), 16)
-    one, two = (
-        finetune.finetune_from(build_encoder(ENCODER, 1, seed=seed), info, images, task, RUNTIME) for seed in (0, 1)
-    )
-    assert np.array_equal(one.labelled, two.labelled)
-    assert np.bincount(images.labels[one.labelled]).tolist() == [3, 3, 3, 3]
+    one, _ = finetune.split_labels(images, ImageClassificationConfig(labels=12, **QUICK))
+    assert np.bincount(images.labels[one]).tolist() == [3, 3, 3, 3]
 
 
 def test_all_takes_every_label_and_leaves_the_others_unlabeled(tmp_path: Path) -> None:

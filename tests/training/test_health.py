@@ -100,7 +100,7 @@ def test_silent_on_untrained_encoders_of_ordinary_size(norm: str) -> None:
 def test_healthy_run_raises_nothing_and_ends_with_a_report(make_bench: Callable[..., Bench]) -> None:
     bench = make_bench(config={"epochs": 12})
     pace = bench.start()
-    document = health.report(bench.monitor, {"images_per_second": pace.images_per_second}, None)
+    document = health.report(bench.monitor, {"images_per_second": pace.per_second}, None)
     assert document["healthy"]
     assert document["step"] == 36
     assert document["spread"] == bench.monitor.history[-1].spread

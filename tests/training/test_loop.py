@@ -63,7 +63,7 @@ def test_resumed_equals_uninterrupted(make_bench: MakeBench, killed_at: tuple[in
     assert same(whole.weights(), broken.weights())
     assert whole.monitor.history == broken.monitor.history
     assert pace.steps == 12
-    assert pace.images == 12 * 16
+    assert pace.samples == 12 * 16
     # Checkpoints lie at the ends of epochs (3 steps): nothing before the last one is done again.
     expected, start = [], 0
     for moment in (*killed_at, 12):
@@ -79,7 +79,7 @@ def test_finished_run_is_not_trained_again(bench: Bench) -> None:
     pace = bench.start()
     assert bench.steps_done == steps
     assert same(first, bench.weights())
-    assert pace.images_per_second > 0
+    assert pace.per_second > 0
 
 
 def test_stop_saves_the_very_step(make_bench: MakeBench) -> None:
@@ -183,7 +183,7 @@ def test_smaller_set_than_a_batch_is_taken_whole(make_bench: MakeBench) -> None:
     bench = make_bench(count=9, config={"epochs": 3})
     pace = bench.start()
     assert pace.steps == 3
-    assert pace.images == 27
+    assert pace.samples == 27
 
 
 def test_bfloat16_runs_on_cpu(make_bench: MakeBench) -> None:

@@ -24,7 +24,7 @@ from ssl_core.models.encoder import load_encoder
 from ssl_core.objectives.simclr import SimCLR
 from ssl_core.step import Output, StepContext
 from ssl_core.store import path_sha256
-from ssl_core.training import pretrain
+from ssl_core.training import image_pretrain, pretrain
 from tests.data.remotes import stored_version
 from tests.training.conftest import DATASET, TINY, striped_images
 
@@ -37,7 +37,7 @@ def images(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
 
     def use(**more: Any) -> Any:
         found = striped_images(tmp_path / "decoded", **more)
-        monkeypatch.setattr(pretrain, "_open", lambda ctx, dataset: found)
+        monkeypatch.setattr(image_pretrain, "open_dataset", lambda ctx, dataset: found)
         return found
 
     use()
@@ -171,7 +171,7 @@ def test_reads_a_stored_dataset_version(
             "brightness": 0.5, "contrast": 0.3,
         }
     )  # fmt: skip
-    write_dataset(tmp_path / "data", manifest, encoded.__getitem__, name="tiny", classes=[])
+    write_dataset(tmp_path / "data", manifest, encoded.__getitem__, name="tiny", modality="image", classes=[])
     ref = stored_version(tmp_path / "data", tmp_path / "remote")
     ctx = make_context(make_project(**TINY), step="pretrain", inputs={"dataset": ref})
     pretrain.run(ctx)

@@ -17,7 +17,7 @@ import pytest
 from ssl_core.config.project import ProjectConfig
 from ssl_core.contracts import RESULT_BYTES_LIMIT, SUMMARY_BYTES_LIMIT, DatasetRef
 from ssl_core.data import reader
-from ssl_core.data.dataset import DatasetInfo, ImageSummary, SplitCounts, write_dataset
+from ssl_core.data.dataset import DatasetInfo, SplitCounts, write_dataset
 from ssl_core.data.splits import SIDES
 from ssl_core.errors import CheckFailed, TryAgain, UserError
 from ssl_core.step import NoTracker, Output, StepContext, StepOutput
@@ -45,7 +45,7 @@ def step(
     ) -> StepContext:
         info = DatasetInfo(
             name="pets", rows=said, labelled=60, classes=["cat", "dog"], quarantined=1, duplicates=2, near_duplicate_groups=0, files={},
-            image=ImageSummary(median_width=30, median_height=30, has_colour=True),
+            modality="image", summary={"median_width": 30, "median_height": 30, "has_colour": True},
             counts={side: SplitCounts(rows=int((frame["split"] == side).sum()), labelled=0, classes={}) for side in SIDES},
         )  # fmt: skip
         (tmp_path / "dataset.json").write_text(info.model_dump_json())
@@ -94,7 +94,7 @@ def test_a_real_dataset_is_read_from_the_remote_by_its_address(
         (objects / md5[:2] / md5[2:]).write_bytes(data)
         return md5
 
-    write_dataset(folder, manifest, lambda row: b"image", name="pets", classes=["cat", "dog"])
+    write_dataset(folder, manifest, lambda row: b"image", name="pets", modality="image", classes=["cat", "dog"])
     listing = [{"md5": put(path.read_bytes()), "relpath": path.name} for path in sorted(folder.iterdir())]
     candidate = make_candidate(remote=str(tmp_path / "remote"), md5=put(json.dumps(listing).encode(), ".dir"))
     ctx = make_context(make_project(), step="validate", inputs={"candidate": candidate})

@@ -100,7 +100,7 @@ def _by_words(backend: tokenizers.Tokenizer) -> tuple[_Words | None, tokenizers.
         whole = steps[0].get("type") == "BertNormalizer" and steps[0]["clean_text"]
         spaces = {"type": "Replace", "pattern": {"Regex": " +"}, "content": " "}
         if whole and steps[1:] == [spaces, {"type": "Strip", "strip_left": True, "strip_right": True}]:
-            return (_split if before.get("type") == "Metaspace" and before["split"] else None), backend
+            return (_split_unmarked if before.get("type") == "Metaspace" and before["split"] else None), backend
     elif normal.get("type") == "BertNormalizer" and normal["clean_text"] and before.get("type") == "BertPreTokenizer":
         return _split, backend
     return None, backend
@@ -108,6 +108,10 @@ def _by_words(backend: tokenizers.Tokenizer) -> tuple[_Words | None, tokenizers.
 
 def _split(text: str, _opens: bool) -> list[str]:
     return [text] if _NOT_AS_SPLIT.search(text) else text.split()
+
+
+def _split_unmarked(text: str, opens: bool) -> list[str]:
+    return [text] if "▁" in text else _split(text, opens)  # this sign stands for a space in Unigram
 
 
 def _bytewise(text: str, _opens: bool) -> list[str]:
@@ -138,7 +142,8 @@ def _batches(texts: Iterable[str]) -> Iterator[tuple[list[tuple[str, bool]], lis
 def _pieces(text: str) -> Iterator[str]:
     """``text``, cut before single spaces between letters if it is very long: nothing reads across these, the ids are the same.
 
-    A stretch of ``_PIECE`` characters without such a space is cut at its end; nothing is lost, but a word may be two there.
+    A stretch of ``_PIECE`` characters without such a space is cut at its end; nothing is lost, but a word may be two there. So may
+    an added word of several words be, once in ``_PIECE`` characters.
     """
     start = 0
     while len(text) - start > _PIECE:

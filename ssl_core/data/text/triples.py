@@ -29,11 +29,14 @@ def read_triples(path: Path) -> list[Triple]:
 
     Raises ``UserError`` that names the file and the line: no such file, not UTF-8, not three columns, an empty cell.
     """
-    return list(parse_triples(partial(_open, Path(path)), str(path)))
+    return [triple for _, triple in numbered_triples(partial(_open, Path(path)), str(path))]
 
 
-def parse_triples(open_text: Callable[[], TextIO], place: str) -> Iterator[Triple]:
-    """The triples of whatever ``open_text`` opens (with ``newline=""``); ``place`` is its name. Raises as ``read_triples`` does."""
+def numbered_triples(open_text: Callable[[], TextIO], place: str) -> Iterator[tuple[int, Triple]]:
+    """The triples of whatever ``open_text`` opens (with ``newline=""``), each with its line; ``place`` is the file's name.
+
+    Raises as ``read_triples`` does.
+    """
     line = 0
     try:
         with open_text() as text:
@@ -45,8 +48,7 @@ def parse_triples(open_text: Callable[[], TextIO], place: str) -> Iterator[Tripl
                 cells = tuple(cell.strip() for cell in row)
                 if not any(cells) or (line == 1 and tuple(cell.lower() for cell in cells) == _HEADER):
                     continue
-                yield _triple(cells, f"{place} line {line}")
-                line += 1
+                yield line, _triple(cells, f"{place} line {line}")
     except UnicodeDecodeError as error:
         raise UserError("not UTF-8 text", place=f"{place} after line {line}", next_step="save it as UTF-8") from error
     except csv.Error as error:

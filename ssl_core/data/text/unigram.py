@@ -113,8 +113,12 @@ def learn(words: Mapping[str, int], size: int, required: Sequence[str]) -> list[
         pieces = [piece for piece, keep in zip(pieces, kept, strict=True) if keep]
         lattice, single = lattice.only(kept), single[kept]
         p = p[kept] / p[kept].sum()
-    chosen = sorted(range(len(pieces)), key=lambda i: (not single[i], -p[i], pieces[i]))[:size]
-    scored = [(pieces[i], round(math.log(p[i]), 6)) for i in chosen if single[i] or p[i] > _FLOOR]
+    order = sorted(range(len(pieces)), key=lambda i: (not single[i], -p[i], pieces[i]))[:size]
+    kept = np.zeros(len(pieces), dtype=bool)
+    kept[[i for i in order if single[i] or p[i] > _FLOOR]] = True
+    p = _maximise(lattice.only(kept).expected(p[kept] / p[kept].sum()), single[kept])
+    left = [piece for piece, keep in zip(pieces, kept, strict=True) if keep]
+    scored = [(piece, round(math.log(value), 6)) for piece, value in zip(left, p.tolist(), strict=True)]
     return sorted(scored, key=lambda pair: (-pair[1], pair[0]))
 
 

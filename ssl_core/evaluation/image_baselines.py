@@ -63,6 +63,33 @@ class Pixels:
         return cls(a, b, pca.transform(a), pca.transform(b))
 
 
+NAMES = {"svm": "SVM (RBF) on pixels", "label-spreading": "label spreading on pixels"}
+
+
+class ImageBaselines:
+    """Both baselines on one train split and one set of test samples; see ``training.bench.Classical``."""
+
+    names = NAMES
+
+    def __init__(self, train: Array, test: Array, classes: int, seed: int = 0) -> None:
+        """From uint8 pixels ``(N, C, H, W)`` and ``(M, C, H, W)``."""
+        self._pixels, self._classes, self._seed = Pixels.of(train, test), classes, seed
+        self._graph = pixel_graph(self._pixels)
+
+    def predictions(self, draws: Array) -> dict[str, Array]:
+        """Classes ``(B, M)`` by both baselines, for each draw of labels ``(B, N)``, -1 = unknown."""
+        return {
+            "svm": svm_predictions(self._pixels, draws, self._seed),
+            "label-spreading": spreading_predictions(self._pixels, draws, self._classes, self._graph),
+        }
+
+    def notes(self, labels: int) -> list[str]:
+        """What a reader has to know where so many labels are used."""
+        if labels <= SVM_MOST_LABELS:
+            return []
+        return [f"with all labels, the SVM learns from {SVM_MOST_LABELS:,} of them"]
+
+
 def svm_predictions(pixels: Pixels, draws: Array, seed: int = 0) -> Array:
     """SVM-RBF (C = 10, gamma = 1 / (D var)) for each draw of labels ``(B, N)``, -1 = unknown; returns ``(B, M)`` classes."""
     from sklearn.svm import SVC
