@@ -42,7 +42,6 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from threadpoolctl import threadpool_limits
-from torch.nn import functional as F
 
 from ssl_core.config.encoders import TransformerConfig
 from ssl_core.config.objectives import MaskingConfig

@@ -19,7 +19,7 @@ from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
 from ssl_core.cli.dvc_file import chosen_project, dvc_yaml
-from ssl_core.config.load import find_project, load_project
+from ssl_core.config.load import load_project
 from ssl_core.config.project import ImageProject, TextProject, project_schema
 from ssl_core.config.settings import Settings
 
@@ -126,7 +126,8 @@ def default(field: FieldInfo) -> str:
 
 def main() -> int:
     project = chosen_project(PIPELINE)
-    modality = load_project(find_project(project, PIPELINE.parent / "projects")).modality
+    file = PIPELINE.parent / "projects" / f"{project}.yaml"
+    modality = load_project(file).modality if file.exists() else "image"
     wanted = {
         DOCS / "project-yaml.md": reference(),
         DOCS / "project.schema.json": json.dumps(project_schema(), indent=2) + "\n",

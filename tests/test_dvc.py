@@ -19,8 +19,10 @@ from click.testing import CliRunner
 from ssl_core.cli import main
 from ssl_core.cli.dvc_file import chosen_project, dvc_yaml, needs, stages
 from ssl_core.errors import UserError
-from ssl_core.pipeline import STEPS, get_step, producer
+from ssl_core.pipeline import get_step, producer, steps_for
 from tests.graphs import dvc_edges, dvc_stages
+
+STEPS = steps_for("image")
 
 ROOT = Path(__file__).parents[1]
 FILE = ROOT / "dvc.yaml"
@@ -126,7 +128,7 @@ def test_a_file_without_a_project_is_named(tmp_path: Path, text: str) -> None:
 
 
 def test_a_stage_is_what_the_gate_needs() -> None:
-    assert [step.name for step in stages()] == dvc_stages(FILE)
+    assert [step.name for step in stages("image")] == dvc_stages(FILE)
     assert needs(get_step("resolve")) == []
     assert needs(get_step("finetune")) == ["resolve", "publish", "register-encoder"]
 
@@ -144,7 +146,7 @@ mkdir -p "$6" && cat "says/$2" > "$6/$2.json"
     )
     command.chmod(0o755)
     (clone / "says").mkdir()
-    for step in stages():
+    for step in stages("image"):
         (clone / "says" / step.name).write_text(step.name)
 
     def run() -> list[str]:
@@ -175,7 +177,7 @@ def test_a_fresh_clone_is_accepted_and_stays_clean(clone: Path, repro: Callable[
     """DVC refuses outputs that .dvcignore hides and a lock file that Git ignores, and reads any dvc.yaml that it can see."""
     (clone / ".ssl" / "cache").mkdir(parents=True)
     (clone / ".ssl" / "cache" / "dvc.yaml").write_text("no pipeline of ours\n")
-    assert len(repro()) == len(stages())
+    assert len(repro()) == len(stages("image"))
     assert (clone / "dvc.lock").exists()
     status = subprocess.run(
         ["git", "-C", str(clone), "status", "--porcelain", "-uall"], capture_output=True, text=True, check=True

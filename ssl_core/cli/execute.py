@@ -21,7 +21,7 @@ from ssl_core.contracts import RESULT_BYTES_LIMIT, ArtifactRef, Ref, StepResult,
 from ssl_core.data.lock import file_lock
 from ssl_core.errors import CheckFailed, Stopped, UserError
 from ssl_core.modalities import noun
-from ssl_core.pipeline import STEPS, Step, get_step, step_key
+from ssl_core.pipeline import Step, get_step, step_key
 from ssl_core.step import NoProgress, Output, Progress, StepContext, StepOutput
 from ssl_core.store import Store, path_sha256
 
@@ -37,14 +37,12 @@ def execute(spec: StepSpec, settings: Settings, progress: Progress | None = None
         UserError, TryAgain: see ``ssl_core.errors``.
     """
     store = Store(settings.store_url, settings.cache)
-    if spec.step not in {step.name for step in STEPS}:
-        raise UserError(f"no step called '{spec.step}'", place="SSL_STEP_SPEC: step")
     project = parse_project(spec.project) if spec.config is None else frozen_project(store, spec.config)
     try:
         step = get_step(spec.step, project.modality)
     except KeyError:
         raise UserError(
-            f"a project on {noun(project.modality)} has no step '{spec.step}'", place="SSL_STEP_SPEC: step"
+            f"no step called '{spec.step}' in a project on {noun(project.modality)}", place="SSL_STEP_SPEC: step"
         ) from None
     if missing := [name for name in step.inputs if name not in spec.inputs]:
         raise UserError(f"{step.name} needs {', '.join(missing)}", place="SSL_STEP_SPEC: inputs")

@@ -105,7 +105,8 @@ class TextClassifier(nn.Module):
         if kept.untied is not None:
             return kept
         table = self.encoder.network.get_input_embeddings()
-        decoder = nn.Linear(*reversed(table.weight.shape), device="meta")
+        size, width = table.weight.shape
+        decoder = nn.Linear(width, size, device="meta")
         decoder.weight, decoder.bias = table.weight, kept.bias
         return MLMHead(kept.transform, decoder, table)
 

@@ -198,9 +198,11 @@ def _train_all(work: _Work) -> dict[str, Any]:
     optimizer = adamw([*encoder, *parameter_groups(model.head, config.learning_rate, config.weight_decay)])
     with dropout(model, config.dropout):
         model.train()
-        return work.descend(
+        record = work.descend(
             model, optimizer, work.logits, work.held_out_loss, config.batch_size, MIN_STEPS, work.follow
         )
+    model.requires_grad_(True)  # whoever trains it next decides anew
+    return record
 
 
 def encoder_groups(encoder: TextEncoder, config: TextClassificationConfig) -> list[dict[str, Any]]:

@@ -115,7 +115,7 @@ class TextBench:
 
     def embed(self, positions: Array, random: int | None = None) -> Array:
         seed = None if random is None else self._project.pretrain.seed + random
-        asked = hashlib.sha256(np.ascontiguousarray(positions, dtype=np.int64)).hexdigest()
+        asked = hashlib.sha256(np.asarray(positions, dtype=np.int64).tobytes()).hexdigest()
         kept = self._kept / f"{digest([self._origin, asked, seed])[:32]}.npy" if self._kept else None
         if kept is not None and (found := _read(kept, len(positions), self._info.features)) is not None:
             return found

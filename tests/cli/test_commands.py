@@ -105,7 +105,9 @@ def test_lint_is_quick_where_there_is_nothing_to_ask_great_expectations(call, tm
 
 def test_schema_is_json_schema(call):
     schema = json.loads(call("schema").output)
-    assert schema["properties"]["name"]["pattern"]
+    projects = [schema["$defs"][each["$ref"].rpartition("/")[2]] for each in schema["anyOf"]]
+    assert [project["title"] for project in projects] == ["ImageProject", "TextProject"]
+    assert all(project["properties"]["name"]["pattern"] for project in projects)
 
 
 def test_generated_docs_are_up_to_date():

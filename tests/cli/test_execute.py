@@ -99,7 +99,7 @@ def do(settings, make_project, monkeypatch):
             config=("name", "pretrain"),
             **fields,
         )
-        monkeypatch.setattr("ssl_core.cli.execute.get_step", lambda name: row)
+        monkeypatch.setattr("ssl_core.cli.execute.get_step", lambda name, modality: row)
         project = make_project(pretrain={"epochs": epochs}).model_dump(mode="json")
         given = {"config": frozen(settings, project)} if by_reference else {"project": project}
         return execute(StepSpec(step="thing-maker", run=RunContext(run_id="r"), **given), settings)
@@ -237,7 +237,7 @@ def test_the_request_reaches_the_step_and_news_and_verdict_reach_the_result(do, 
         request=RunRequest(template="finetune", dataset="v3"),
     )
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("ssl_core.cli.execute.get_step", lambda name: row)
+        patch.setattr("ssl_core.cli.execute.get_step", lambda name, modality: row)
         result = execute(spec, settings)
     assert (result.news, result.verdict, result.run_id) == (False, Verdict.REJECT, "r7")
     kept = store_of(settings).result("tiny", "thing-maker", result.key)

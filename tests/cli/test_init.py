@@ -11,8 +11,8 @@ from click.testing import CliRunner
 from PIL import Image
 
 from ssl_core.cli.init import init, look, write_project
-from ssl_core.config.load import load_project
 from ssl_core.config.data import ImageDataConfig
+from ssl_core.config.load import load_project
 from ssl_core.errors import UserError
 
 

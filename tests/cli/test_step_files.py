@@ -16,9 +16,11 @@ from ssl_core.config.load import load_project
 from ssl_core.config.settings import Settings
 from ssl_core.contracts import ArtifactRef, DatasetRef, ModelRef, Ref, StepResult, StepSpec, StepStatus
 from ssl_core.errors import CheckFailed, TryAgain, UserError
-from ssl_core.pipeline import STEPS, get_step
+from ssl_core.pipeline import get_step, steps_for
 from ssl_core.step import NoProgress
 from ssl_core.store import Store, path_sha256
+
+STEPS = steps_for("image")
 
 
 def dataset(labelled: int = 60) -> DatasetRef:
@@ -103,7 +105,7 @@ def test_the_whole_table_from_file_to_file(bench: Bench) -> None:
     config = bench.read("resolve").outputs["config"]
     for spec in others:
         assert (spec.project, spec.config) == ({}, config)
-        assert set(spec.inputs) == set(get_step(spec.step).inputs)
+        assert set(spec.inputs) == set(get_step(spec.step, "image").inputs)
     assert {spec.run.run_id for spec in bench.specs} == {bench.read("resolve").run_id}, "one walk, one id"
     assert {spec.run.orchestrator for spec in bench.specs} == {"dvc"}
     assert sorted(p.stem for p in bench.results.iterdir()) == sorted(spec.step for spec in bench.specs)

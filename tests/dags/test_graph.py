@@ -5,10 +5,13 @@ from __future__ import annotations
 import pytest
 from airflow.sdk import Asset
 
-from ssl_core.pipeline import STEPS, get_step, producer
+from ssl_core.pipeline import get_step, producer, steps_for
 from ssl_dags.templates import edges
 from tests.dags.conftest import REPOSITORY
 from tests.graphs import dvc_edges
+
+STEPS = steps_for("image")
+MODALITIES = ("image", "text")
 
 TEMPLATES = ("ingest", "pretrain", "finetune")
 Edges = set[tuple[str, str]]
@@ -65,8 +68,9 @@ def test_resolve_is_the_one_beginning(make_dag, template):
 
 
 @pytest.mark.parametrize("template", TEMPLATES)
-def test_no_arrow_is_drawn_that_others_imply(template):
-    drawn = set(edges(template))
+@pytest.mark.parametrize("modality", MODALITIES)
+def test_no_arrow_is_drawn_that_others_imply(template, modality):
+    drawn = set(edges(template, modality))
     for edge in drawn:
         assert edge not in closure(drawn - {edge})
 
@@ -79,6 +83,16 @@ def test_the_order_of_today(make_dag):
         "pretrain": ["resolve", "pretrain", "register-encoder"],
         "finetune": ["resolve", "finetune", "evaluate", "register", "gate", "promote"],
     }
+
+
+def test_texts_are_tokenized_before_they_are_pretrained_on(make_dag):
+    texts = {"modality": "text", "data": {"source": "sample://reviews"}}
+    orders = {t: [task.task_id for task in make_dag(t, **texts).topological_sort()] for t in TEMPLATES}
+    assert orders["pretrain"] == ["resolve", "tokenize", "pretrain", "register-encoder"]
+    assert orders["finetune"] == ["resolve", "finetune", "evaluate", "register", "gate", "promote"]
+    steps = steps_for("text")
+    made_from = {(producer(artifact).name, step.name) for step in steps for artifact in step.inputs}
+    assert closure(within(make_dag("pretrain", **texts))) >= {edge for edge in made_from if edge[0] == "tokenize"}
 
 
 def test_dags_and_assets_together_are_the_table(dags):
@@ -94,7 +108,7 @@ def test_what_a_step_takes_comes_from_before_it_or_from_resolve(dags):
             made = {name for up in task.get_flat_relatives(upstream=True) for name in get_step(up.task_id).outputs}
             # resolve picks these for a whole run
             made |= {"dataset", "registered_encoder"} if dag.dag_id != "tiny.ingest" else set()
-            assert set(get_step(task.task_id).inputs) <= made, task.task_id
+            assert set(get_step(task.task_id, "image").inputs) <= made, task.task_id
 
 
 def test_dvc_walks_the_same_graph_up_to_the_gate(dags):

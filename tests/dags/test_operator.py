@@ -19,12 +19,14 @@ from structlog.testing import capture_logs
 from ssl_core.config.runner import RunnerConfig
 from ssl_core.config.settings import Settings
 from ssl_core.contracts import RESULT_BYTES_LIMIT, ModelRef, StepResult, StepSpec, StepStatus, Verdict
-from ssl_core.pipeline import STEPS, get_step
+from ssl_core.pipeline import get_step, steps_for
 from ssl_dags.operator import _lives, make_runner
 from ssl_dags.runners.base import CannotStart, Finished, Job, Unavailable
 from ssl_dags.runners.docker import DockerRunner
 from ssl_dags.runners.local import LocalRunner
 from tests.dags.results import before, reference, result
+
+STEPS = steps_for("image")
 
 SECRET = "wJalrXUtnFEMIbPxRfiCY"
 
@@ -325,7 +327,7 @@ def test_a_job_gets_the_frozen_configuration_and_exactly_its_inputs(make_task, s
     assert spec.step == step
     assert spec.project == {}
     assert spec.config == reference("config")
-    assert spec.inputs == {name: reference(name) for name in get_step(step).inputs}
+    assert spec.inputs == {name: reference(name) for name in get_step(step, "image").inputs}
     assert spec.request is None
     run = spec.run
     assert (run.run_id, run.user, run.orchestrator) == (f"{run.dag_id}/manual__1", "ada", "airflow")

@@ -11,8 +11,10 @@ from airflow.serialization.serialized_objects import DagSerialization
 from airflow.timetables.base import TimeRestriction
 
 from ssl_core.config.load import load_project
-from ssl_core.pipeline import STEPS, get_step
+from ssl_core.pipeline import get_step, steps_for
 from tests.dags.conftest import REPOSITORY
+
+STEPS = steps_for("image")
 
 TEMPLATES = ("ingest", "pretrain", "finetune")
 SHIPPED = sorted((REPOSITORY / "projects").glob("*.yaml"))

@@ -281,7 +281,7 @@ def test_too_many_unusable_files_fail_and_commit_nothing(
     make_folder({f"cat/bad{i:02d}.png": "x" for i in range(20)}, root=platform.folder)
     context = platform.context(max_quarantined=0.1)
     monkeypatch.setattr(context.tracker, "artifact", lambda path, folder="": f"http://mlflow/{folder}/{path.name}")
-    with pytest.raises(CheckFailed, match="24 of 48 files could not be used") as caught:
+    with pytest.raises(CheckFailed, match="24 of 48 images could not be used") as caught:
         ingest.run(context)
     assert caught.value.exit_code == 3
     output = caught.value.output
@@ -303,7 +303,7 @@ def test_too_many_unusable_files_fail_and_commit_nothing(
 def test_no_usable_image_is_the_users_error(platform: Platform, make_folder: Make) -> None:
     for path in platform.folder.rglob("*.png"):
         path.write_text("x")
-    with pytest.raises(UserError, match="none of the 24 files") as caught:
+    with pytest.raises(UserError, match="none of the 24 images") as caught:
         platform.ingest(max_quarantined=1.0)
     assert "cat/001.png: not an image" in str(caught.value)
     assert platform.untouched()
@@ -313,7 +313,7 @@ def test_no_usable_image_fails_with_the_list_where_that_is_above_the_limit(platf
     for path in platform.folder.rglob("*.png"):
         path.write_text("x")
     context = platform.context(max_quarantined=0.5)
-    with pytest.raises(CheckFailed, match="24 of 24 files could not be used") as caught:
+    with pytest.raises(CheckFailed, match="24 of 24 images could not be used") as caught:
         ingest.run(context)
     assert caught.value.output.metrics == {"quarantined": 24, "rows": 0}
     assert len(_quarantine(context)) == 24

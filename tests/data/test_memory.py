@@ -202,7 +202,7 @@ def test_a_full_disk_leaves_no_half_map(ref: DatasetRef, settings: Settings, mon
 )
 def test_choose_size(width: int, height: int, colour: bool, config: dict[str, Any], expected: tuple[int, int]) -> None:
     info = DatasetInfo(
-        name="tiny", rows=0, labelled=0, classes=[], counts={}, image={"median_width": width, "median_height": height, "has_colour": colour},
+        name="tiny", modality="image", rows=0, labelled=0, classes=[], counts={}, summary={"median_width": width, "median_height": height, "has_colour": colour},
         quarantined=0, duplicates=0, near_duplicate_groups=0, files={},
     )  # fmt: skip
     assert memory.choose_size(info, ImageDataConfig(source="x", **config)) == expected

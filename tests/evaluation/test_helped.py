@@ -76,7 +76,7 @@ def test_the_best_classical_is_the_better_mean_on_test_at_each_budget(scene):
     for row in rows:
         best = max(row["details"]["classical"].items(), key=lambda item: item[1]["mean"])
         assert row["classical"]["mean"] == best[1]["mean"]
-        assert row["classical"]["name"] == helped.CLASSICAL[best[0]]
+        assert row["classical"]["name"] == NAMES[best[0]]
 
 
 def test_the_projects_probe_is_in_the_headline(scene):

@@ -27,7 +27,7 @@ def test_folds_are_stratified_and_of_equal_size() -> None:
     sizes = np.bincount(fold, minlength=5)
     assert sizes.max() - sizes.min() <= 1
     for kind in range(4):
-        shares = np.bincount(fold[STRATA == kind], minlength=5)
+        shares = np.bincount(fold[kind == STRATA], minlength=5)
         assert shares.max() - shares.min() <= 1
     assert np.array_equal(fold, assign_folds(STRATA, 5, seed=3))
     assert not np.array_equal(fold, assign_folds(STRATA, 5, seed=4))

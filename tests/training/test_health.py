@@ -139,7 +139,7 @@ def test_weights_do_not_depend_on_who_watches(
 ) -> None:
     watched, alone = make_bench(), make_bench()
     watched.start()
-    monkeypatch.setattr("ssl_core.training.loop.gauge_steps", lambda total: frozenset({total}))
+    monkeypatch.setattr("ssl_core.training.course.gauge_steps", lambda total: frozenset({total}))
     alone.start()
     assert all(np.array_equal(value, alone.weights()[name]) for name, value in watched.weights().items())
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +43,8 @@ class Architecture:
     """Whole numbers that ``config.json`` must hold, and the largest of each that this program would build."""
     fixed: Mapping[str, Any]
     """Choices that this program runs in one way only; absent means the same."""
+    defaults: Mapping[str, Any] = field(default_factory=dict)
+    """What the architecture means where ``config.json`` does not say."""
 
 
 _SIZES = {
@@ -56,6 +58,7 @@ ARCHITECTURES = {
         prefixes=("bert.", "", "0.auto_model."),
         sizes=_SIZES | {"type_vocab_size": 1000},
         fixed={"is_decoder": False, "add_cross_attention": False, "position_embedding_type": "absolute"} | _TIED,
+        defaults={"type_vocab_size": 2},
     ),
     "modernbert": Architecture(
         table="embeddings.tok_embeddings.weight",
@@ -213,6 +216,7 @@ def _config(path: Path) -> dict[str, Any]:
             next_step=f"use a checkpoint of {' or '.join(ARCHITECTURES)}",
         )
     arch = ARCHITECTURES[kind]
+    config = dict(arch.defaults) | config
     for name, largest in arch.sizes.items():
         value = config.get(name)
         if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= largest:

@@ -273,12 +273,13 @@ def read_parquet(raw: BinaryIO, how: Reading) -> Iterator[Found]:
             yield Found(0, problem=problem)
             return
         how.columns(names)
-        columns = [name for name in dict.fromkeys((config.text, config.label, config.id)) if name in names]
+        wanted = dict.fromkeys(name for name in (config.text, config.label, config.id) if name is not None)
+        columns = [name for name in wanted if name in names]
         for batch in file.iter_batches(batch_size=_batch_rows(file.metadata), columns=columns):
             cells = {name: _cells(batch.column(name)) for name in columns}
             for row in zip(*cells.values(), strict=True):
                 number += 1
-                record = dict(zip(cells, row, strict=True))
+                record: dict[str, Any] = dict(zip(cells, row, strict=True))
                 if isinstance(record[config.text], bytes):  # pyarrow does not check what it reads
                     yield Found(number, problem="not UTF-8")
                 else:
@@ -291,7 +292,7 @@ def read_parquet(raw: BinaryIO, how: Reading) -> Iterator[Found]:
 
 
 def _not_text(type_: Any, name: str) -> str:
-    import pyarrow.types as types
+    from pyarrow import types
 
     inner = type_.value_type if types.is_dictionary(type_) else type_
     is_text = types.is_string(inner) or types.is_large_string(inner) or types.is_string_view(inner)

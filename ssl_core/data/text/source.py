@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import threading
 from array import array
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from functools import cached_property, partial
 from pathlib import Path, PurePosixPath
 
@@ -261,8 +261,8 @@ class TriplesToo:
         return self._source.sync(progress, stop)
 
 
-def _stoppable(pieces: Iterator[str] | object, stop: threading.Event, place: str) -> Iterator[str]:
-    for piece in pieces:  # type: ignore[attr-defined]
+def _stoppable(pieces: Iterable[str], stop: threading.Event, place: str) -> Iterator[str]:
+    for piece in pieces:
         _check_stop(stop, place)
         yield piece
 

@@ -84,7 +84,9 @@ def test_the_step_learns_from_train_alone(kind: str, context: Callable[..., Step
     assert report["advised"] is False
     assert set(report["splits"]) == {"train", "val"}
     assert report["splits"]["train"]["texts"] == 40
-    assert report["splits"]["val"]["fertility"] > report["splits"]["train"]["fertility"]
+    # WordPiece makes one unknown token of a word with letters it never saw; the others spell it.
+    worse = "unknown_rate" if kind == "wordpiece" else "fertility"
+    assert report["splits"]["val"][worse] > report["splits"]["train"][worse]
     assert output.metrics["fertility_val"] == report["splits"]["val"]["fertility"]
     assert output.metrics["size"] == tokenizer.size
     assert "tokens a word" in output.summary
