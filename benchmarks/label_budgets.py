@@ -33,7 +33,7 @@ from ssl_core.config.settings import Settings
 from ssl_core.contracts import DatasetRef, Ref, RunContext
 from ssl_core.data import ingest
 from ssl_core.data.memory import Images, open_images
-from ssl_core.evaluation.classical import Pixels
+from ssl_core.evaluation.image_baselines import NAMES, ImageBaselines
 from ssl_core.evaluation.evaluate import RANDOM_ENCODERS
 from ssl_core.evaluation.helped import Answers, Encoded, Task, answer, plan_budgets, summarise
 from ssl_core.models.embed import embed, random_encoder
@@ -84,8 +84,8 @@ def measure(project: ProjectConfig, seeds: list[int], settings: Settings) -> dic
         project = with_shares(project, images)
         by_seed.append(judge(project, images, encoder, info, seed, runtime))
     config = project.evaluate
-    rows = summarise(mean_over_seeds(by_seed), config)
-    for row, *own in zip(rows, *(summarise(answers, config) for answers in by_seed), strict=True):
+    rows = summarise(mean_over_seeds(by_seed), config, NAMES)
+    for row, *own in zip(rows, *(summarise(answers, config, NAMES) for answers in by_seed), strict=True):
         row["by_seed"] = {method: [one[method]["mean"] for one in own] for method in ("pretrained", "random_init")}
     return {
         "command": shlex.join(["python", *sys.argv]),
@@ -161,8 +161,8 @@ def judge(
     ]
     task = Task(images.labels[train], images.labels[test], len(images.classes))
     budgets, _ = plan_budgets(task, project.evaluate, RANDOM_ENCODERS)
-    pixels = Pixels.of(images.pixels[train], images.pixels[test])
-    return answer(task, budgets, pixels, random_init, encode(encoder), seed=project.evaluate.seed)
+    classical = ImageBaselines(images.pixels[train], images.pixels[test], task.classes, project.evaluate.seed)
+    return answer(task, budgets, classical, random_init, encode(encoder), seed=project.evaluate.seed)
 
 
 def mean_over_seeds(by_seed: list[list[Answers]]) -> list[Answers]:

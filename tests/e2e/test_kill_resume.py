@@ -33,7 +33,7 @@ def train_in(step: str, folder: Path) -> None:
     from ssl_core.step import StepContext
     from ssl_core.store import Store, path_sha256
     from ssl_core.tasks import image_classification as task
-    from ssl_core.training import finetune, pretrain
+    from ssl_core.training import finetune, image_bench, image_pretrain, pretrain
     from tests.training.conftest import DATASET, ENCODER, TINY, striped_images
 
     log = os.open(folder / "log", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
@@ -64,8 +64,8 @@ def train_in(step: str, folder: Path) -> None:
     task.CHECKPOINT_SECONDS = 0.1
     task.MIN_STEPS = 1
     images = striped_images(folder / f"decoded-{os.getpid()}")
-    pretrain._open = lambda ctx, dataset: images  # type: ignore[assignment]
-    finetune.open_images = lambda *_, **__: images  # type: ignore[assignment]
+    image_pretrain.open_dataset = lambda ctx, dataset: images  # type: ignore[assignment]
+    image_bench.open_images = lambda *_, **__: images  # type: ignore[assignment]
     config = TINY | {
         "pretrain": {**TINY["pretrain"], "epochs": EPOCHS},
         "task": {"labels": 8, "epochs": EPOCHS, "batch_size": 16},
