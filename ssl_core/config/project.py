@@ -99,7 +99,7 @@ class PromotionConfig(Section):
         default=0.02,
         ge=0,
         le=1,
-        description="Accuracy that a challenger may lose against the champion, at the interval's lower end",
+        description="What a challenger may lose against the champion, at the interval's lower end: of accuracy, or what stands for it",
     )
 
 

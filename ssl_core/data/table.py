@@ -52,6 +52,15 @@ class SampleTable:
             labels[known] = np.where(has.any(axis=1), order[has.argmax(axis=1)], values.shape[1])
         return labels
 
+    @property
+    def strata(self) -> list[str]:
+        """What the numbers of ``labels`` stand for, in words."""
+        if self.label_type == "class":
+            return self.classes
+        if self.label_type == "classes":
+            return [*self.classes, "none of them"]
+        return ["lowest fifth", "second fifth", "middle fifth", "fourth fifth", "highest fifth"]
+
     @cached_property
     def targets(self) -> np.ndarray:
         """float32 ``(N, K)``: 1 for each class that a sample has, else 0; with numbers ``(N, 1)``. NaN where there is no label."""

@@ -13,7 +13,7 @@ from ssl_core.contracts import DatasetRef, ModelRef
 from ssl_core.data.table import SampleTable
 from ssl_core.errors import UserError
 from ssl_core.evaluation.helped import Encoded, Task, did_it_help
-from ssl_core.evaluation.metrics import Bootstrap, describe
+from ssl_core.evaluation.metrics import Bootstrap, describe, label_spread
 from ssl_core.evaluation.plots import plot_confusion, plot_embedding_map, plot_label_efficiency
 from ssl_core.evaluation.predictions import Predictions, make_predictions, write_predictions
 from ssl_core.evaluation.report import EVALUATION_FILE, markdown
@@ -31,6 +31,7 @@ MAP_FILE = "embedding_map.json"
 RANDOM_ENCODERS = 3
 """Random init is judged by so many of them; the first is the very network that pretraining started from."""
 MAP_POINTS = 500
+_TRACKED = ("balanced_accuracy", "macro_f1", "micro_f1", "ece", "mae", "rmse", "r2", "spearman")
 _NO_BUDGETS = "label budgets are compared for data with one class a sample; here only the fine-tuned model and its twin from random weights are"
 _TSNE_LEAST = 50  # fewer points than this have no neighbourhoods to keep
 
@@ -100,9 +101,13 @@ def _compare(ctx: StepContext, bench: Bench, samples: _Samples) -> tuple[Encoded
 
 
 def _predict(bench: Bench, model: Any, test: np.ndarray) -> Predictions:
+    table = bench.table
+    one_class = table.label_type == "class"
     return make_predictions(
-        _ids(bench.table, test), bench.table.labels[test], bench.scores(model, test), bench.table.classes
-    )
+        _ids(table, test), table.labels[test], bench.scores(model, test), table.classes, label_type=table.label_type,
+        targets=None if one_class else table.targets[test],
+        spread=label_spread(table.targets[table.positions("train", labelled=True)]) if table.label_type == "number" else None,
+    )  # fmt: skip
 
 
 def _ids(table: SampleTable, positions: np.ndarray) -> list[str]:
@@ -129,18 +134,23 @@ def _document(ctx: StepContext, model: Predictions, random_init: Predictions) ->
         "bootstrap": config.bootstrap,
         "seed": config.seed,
         "random_encoders": RANDOM_ENCODERS,
-        "model": describe(model.scores, model.labels, boot.interval(model.correct[None])),
-        "random_init_model": describe(random_init.scores, random_init.labels, boot.interval(random_init.correct[None])),
-        "model_minus_random_init": boot.difference(model.correct[None], random_init.correct[None]).as_dict(),
+        "model": _describe(model, boot),
+        "random_init_model": _describe(random_init, boot),
+        "model_minus_random_init": boot.difference(model.quality[None], random_init.quality[None]).as_dict(),
     }
 
 
+def _describe(model: Predictions, boot: Bootstrap) -> dict[str, Any]:
+    return describe(model.scores, model.truth, boot.interval(model.quality[None]), model.label_type)
+
+
 def _draw(folder: Path, report: dict[str, Any], pretrained: Encoded, table: SampleTable, test: np.ndarray) -> None:
-    name, classes = report["project"], table.classes
-    plot_label_efficiency(folder / "label_efficiency.png", report["label_budgets"], name)
-    right = int(np.trace(np.asarray(report["model"]["confusion"])))
-    title = f"{name}: {right:,} of {len(test):,} test {report['noun']} right ({right / len(test):.1%})"
-    plot_confusion(folder / "confusion.png", report["model"]["confusion"], classes, title)
+    name, classes = report["project"], table.strata
+    if table.label_type == "class":
+        plot_label_efficiency(folder / "label_efficiency.png", report["label_budgets"], name)
+        right = int(np.trace(np.asarray(report["model"]["confusion"])))
+        title = f"{name}: {right:,} of {len(test):,} test {report['noun']} right ({right / len(test):.1%})"
+        plot_confusion(folder / "confusion.png", report["model"]["confusion"], table.classes, title)
     shown = np.sort(np.random.default_rng(0).permutation(len(test))[:MAP_POINTS])
     points, method = flatten(pretrained.test[shown])
     labels = table.labels[test[shown]]
@@ -176,11 +186,10 @@ def flatten(embeddings: np.ndarray) -> tuple[np.ndarray, str]:
 
 def _conclude(ctx: StepContext, folder: Path, report: dict[str, Any]) -> StepOutput:
     """Tracks everything, and sums it up for people and for the step's record."""
-    metrics = {
-        "accuracy": report["model"]["accuracy"],
-        "accuracy_random_init_model": report["random_init_model"]["accuracy"],
-    }
-    metrics |= {name: report["model"][name] for name in ("balanced_accuracy", "macro_f1", "ece")}
+    model, twin = report["model"], report["random_init_model"]
+    name = "accuracy" if "accuracy" in model else "quality"
+    metrics = {name: model["quality"], f"{name}_random_init_model": twin["quality"]}
+    metrics |= {key: float(model[key]) for key in _TRACKED if model.get(key) is not None}
     for row in report["label_budgets"]:
         metrics[f"accuracy_{row['labels']}"] = row["pretrained"]["mean"]
         metrics[f"accuracy_{row['labels']}_random_init"] = row["random_init"]["mean"]

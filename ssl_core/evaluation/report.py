@@ -14,6 +14,12 @@ if TYPE_CHECKING:
 
 EVALUATION_FILE = "evaluation.json"
 _INTERVAL = ("mean", "low", "high")
+_ALSO = {
+    "macro_f1": "macro F1", "ece": "calibration error", "subset_accuracy": "all classes right", "mae": "mean absolute error",
+    "r2": "R2", "spearman": "rank correlation",
+}  # fmt: skip
+_SHORT = {"svm": "SVM", "label-spreading": "spread", "tfidf": "TF-IDF", "tfidf-characters": "TF-IDF+"}
+"""Of classical baselines, as a narrow table calls them."""
 _SUMMARY_LIMIT = 3500  # bytes; a step's whole result has 8 KB
 
 
@@ -53,6 +59,8 @@ def render(report: Mapping[str, Any]) -> Group:
             _labels(row), Text(f"{_short(row['classical'])} {_baseline(row)}"), Text(_short(row["random_init"])),
             Text(_short(row["pretrained"]), style="bold"), Text(f"{100 * gain['mean']:+.1f}{'*' if sure else ' '}", style=style),
         )  # fmt: skip
+    if not report["label_budgets"]:
+        return Group(Text(_model_line(report)), *(Text(note, style="yellow") for note in report.get("notes", ())))
     footnote = Text("gain: over the better of the two others; * its paired interval excludes 0", style="dim")
     lines = [footnote, Text(_model_line(report)), *(Text(note, style="yellow") for note in report.get("notes", ()))]
     return Group(table, *lines)
@@ -128,7 +136,7 @@ def _signed(value: Mapping[str, float]) -> str:
 
 def _baseline(row: Mapping[str, Any]) -> str:
     short: str = row["classical"]["short"]
-    return {"svm": "SVM", "label-spreading": "spread", "tfidf": "TF-IDF"}.get(short, short)
+    return _SHORT.get(short, short)
 
 
 def _gain(row: Mapping[str, Any]) -> Mapping[str, float]:
@@ -140,8 +148,9 @@ def _gain(row: Mapping[str, Any]) -> Mapping[str, float]:
 
 def _model_line(report: Mapping[str, Any]) -> str:
     model, twin, gap = report["model"], report["random_init_model"], report["model_minus_random_init"]
-    interval = {"mean": model["accuracy"], "low": model["low"], "high": model["high"]}
+    interval = {"mean": model["quality"], "low": model["low"], "high": model["high"]}
+    more = [f"{title} {model[name]:.3f}" for name, title in _ALSO.items() if model.get(name) is not None]
+    said = ", ".join([f"{model['headline']} {_percent(interval)}", *more])
     return (
-        f"Fine-tuned model: accuracy {_percent(interval)}, macro F1 {model['macro_f1']:.3f}, calibration error {model['ece']:.3f}. "
-        f"Same recipe from random weights: {twin['accuracy']:.3f} (difference {_signed(gap)})."
+        f"Fine-tuned model: {said}. Same recipe from random weights: {twin['quality']:.3f} (difference {_signed(gap)})."
     )

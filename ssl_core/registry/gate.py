@@ -1,6 +1,6 @@
 """Step ``gate``: may the challenger become the champion? It reads predictions, never infers, and always ends with exit code 0.
 
-With a champion, on the test samples that both were evaluated on (d = challenger - champion, in accuracy):
+With a champion, on the test samples that both were evaluated on (d = challenger - champion, in mean quality: accuracy where a sample has one class):
 
 * PROMOTE: d >= 0, and the 95% interval of d lies above ``-promotion.margin``;
 * REJECT: the interval lies below 0, or d < ``-promotion.margin``;
@@ -204,14 +204,14 @@ def judge(c: Comparison, margin: float) -> Decision:
 
 def _difference(c: Comparison) -> str:
     return (
-        f"accuracy {c.first:.3f} against {c.second:.3f} on {c.n} samples, difference {c.difference:+.3f} "
-        f"(95% interval {c.low:+.3f} to {c.high:+.3f}, McNemar p = {c.p_value:.3g})"
+        f"{c.headline} {c.first:.3f} against {c.second:.3f} on {c.n} samples, difference {c.difference:+.3f} "
+        f"(95% interval {c.low:+.3f} to {c.high:+.3f}, {c.test} p = {c.p_value:.3g})"
     )
 
 
 def _metrics(c: Comparison, other: str) -> dict[str, float]:
     return {
-        "challenger_accuracy": c.first, f"{other}_accuracy": c.second, "difference": c.difference,
+        "challenger_quality": c.first, f"{other}_quality": c.second, "difference": c.difference,
         "difference_low": c.low, "difference_high": c.high, "p_value": c.p_value, "samples": float(c.n),
     }  # fmt: skip
 
@@ -228,7 +228,7 @@ def summary(challenger: ModelRef, champion: str | None, decision: Decision) -> s
         other = "champion" if decision.details["against"] == "champion" else "random init"
         lines += [
             f"| | challenger | {other} |", "|---|---|---|",
-            f"| accuracy on {c['n']} test samples | {c['first']:.4f} | {c['second']:.4f} |",
-            f"| right where the other is wrong | {c['only_first']} | {c['only_second']} |", "",
+            f"| {c['headline']} on {c['n']} test samples | {c['first']:.4f} | {c['second']:.4f} |",
+            f"| better than the other | {c['only_first']} | {c['only_second']} |", "",
         ]  # fmt: skip
     return "\n".join(lines).encode()[:4096].decode(errors="ignore")

@@ -136,12 +136,12 @@ def model_card(
 def _quality(evaluation: Mapping[str, Any], what: str) -> list[str]:
     lines = ["## Quality", ""]
     model = evaluation.get("model") or {}
-    if "accuracy" in model:
+    if "quality" in model:
         interval = (
             f", 95% interval {model['low']:.3f} to {model['high']:.3f}" if "low" in model and "high" in model else ""
         )
         size = f" on {model['n']} test {what}" if "n" in model else ""
-        lines += [f"Accuracy {model['accuracy']:.3f}{interval}{size}.", ""]
+        lines += [f"{model['headline'][:1].upper()}{model['headline'][1:]} {model['quality']:.3f}{interval}{size}.", ""]
     budgets = evaluation.get("label_budgets") or []
     if budgets:
         lines += [

@@ -61,8 +61,8 @@ def register_model(ctx: StepContext) -> StepOutput:
         "ssl.encoder": encoder.name, "ssl.encoder_version": encoder.version, "ssl.encoder_sha256": encoder.sha256,
         "ssl.evaluation_uri": evaluation.uri, "ssl.evaluation_sha256": evaluation.sha256, "ssl.evaluation_producer": evaluation.producer,
     }  # fmt: skip
-    if (accuracy := (report.get("model") or {}).get("accuracy")) is not None:
-        tags["ssl.accuracy"] = f"{accuracy:.4f}"
+    if (quality := (report.get("model") or {}).get("quality")) is not None:
+        tags["ssl.accuracy"] = f"{quality:.4f}"
     training = _document(ctx, model, "training.json")
     card = model_card(ctx.project, dataset, encoder, model, report, training, ctx.tracker.url)
     ref = _register(ctx, "classifier", folder, model, ctx.project.name, tags, card)

@@ -14,6 +14,7 @@ from ssl_core.contracts import GOLDEN_FILE, DatasetRef, ModelRef
 from ssl_core.data.budgets import nested_draws
 from ssl_core.data.table import SampleTable
 from ssl_core.errors import UserError
+from ssl_core.evaluation.metrics import HEADLINES, class_quality, classes_quality, label_spread, number_quality
 from ssl_core.modalities import noun, part
 from ssl_core.pipeline import digest, recipe_digest
 from ssl_core.step import Output, StepContext, StepOutput
@@ -61,10 +62,12 @@ def run(ctx: StepContext) -> StepOutput:
     ctx.tracker.params({"resolved": {k: v for k, v in document.items() if k != "sample_ids"}})
     metrics = {"labels": float(len(sample_ids))}
     summary = f"Fine-tuned {registered.name} version {registered.version} ({task.method}) on {len(sample_ids):,} labelled {what}{made.note}."
-    if (accuracy := _quality(bench, made.model, "val")) is not None:
-        metrics["val_accuracy"] = accuracy
-        ctx.tracker.metrics({"val_accuracy": accuracy})
-        summary += f" Accuracy on val: {accuracy:.3f}."
+    if (quality := _quality(bench, made.model, "val")) is not None:
+        headline = HEADLINES[bench.table.label_type]
+        name = "val_accuracy" if headline == "accuracy" else "val_quality"
+        metrics[name] = quality
+        ctx.tracker.metrics({name: quality})
+        summary += f" {headline[0].upper()}{headline[1:]} on val: {quality:.3f}."
     return StepOutput(outputs={"model": Output("model", "model")}, metrics=metrics, summary=summary)
 
 
@@ -81,7 +84,11 @@ def draw_labels(table: SampleTable, task: TaskConfig) -> np.ndarray:
     """
     available = table.positions("train", labelled=True)
     labels = table.labels[available]
-    missing = _unlabeled_classes(labels, table.classes)
+    if len(available) == 0:
+        raise UserError(
+            "no labelled training sample", place="data.labels", next_step="label some samples and run again"
+        )
+    missing = _unlabeled_classes(labels, table.classes) if table.label_type == "class" else []
     if missing:
         raise UserError(
             f"no labelled training sample of {', '.join(missing)} ({len(available)} labelled in all, {len(table.classes)} classes)",
@@ -96,7 +103,7 @@ def draw_labels(table: SampleTable, task: TaskConfig) -> np.ndarray:
             place="task.labels",
             next_step=f"set task.labels to all, or to {len(available)} or less",
         )
-    if task.labels < len(table.classes):
+    if table.label_type == "class" and task.labels < len(table.classes):
         raise UserError(
             f"asks for {task.labels} labels, but there are {len(table.classes)} classes",
             place="task.labels",
@@ -112,8 +119,15 @@ def _unlabeled_classes(labels: np.ndarray, classes: Sequence[str]) -> list[str]:
 
 
 def _quality(bench: Bench, model: Any, split: str) -> float | None:
-    """The share of labelled samples of a split that the model puts into their class; None where it has none."""
-    positions = bench.table.positions(split, labelled=True)
+    """The mean quality of the model's answers on the labelled samples of a split; None where it has none."""
+    table = bench.table
+    positions = table.positions(split, labelled=True)
     if len(positions) == 0:
         return None
-    return float((bench.scores(model, positions).argmax(axis=1) == bench.table.labels[positions]).mean())
+    scores = bench.scores(model, positions)
+    if table.label_type == "class":
+        return float(class_quality(scores, table.labels[positions]).mean())
+    if table.label_type == "classes":
+        return float(classes_quality(scores, table.targets[positions]).mean())
+    spread = label_spread(table.targets[table.positions("train", labelled=True)])
+    return float(number_quality(scores, table.targets[positions], spread).mean())

@@ -166,8 +166,8 @@ REPORT = {
     "schema_version": 1, "project": "tiny", "noun": "images", "probe": "knn", "dataset": {"version": "tiny@v3"},
     "encoder": {"name": "tiny-encoder", "version": "5"}, "test_set": {"n": 360, "sha256": "x", "split": "test"},
     "label_budgets": [row(10, 10, 0.5, 0.7, 0.9), row("all", 1256, 0.8, 0.9, 0.95)], "notes": ["a note"],
-    "model": {"accuracy": 0.97, "low": 0.95, "high": 0.99, "macro_f1": 0.96, "ece": 0.02, "n": 360, "confusion": [[1]]},
-    "random_init_model": {"accuracy": 0.9, "low": 0.85, "high": 0.95, "macro_f1": 0.9, "ece": 0.1, "n": 360, "confusion": [[1]]},
+    "model": {"headline": "accuracy", "quality": 0.97, "accuracy": 0.97, "low": 0.95, "high": 0.99, "macro_f1": 0.96, "ece": 0.02, "n": 360, "confusion": [[1]]},
+    "random_init_model": {"headline": "accuracy", "quality": 0.9, "accuracy": 0.9, "low": 0.85, "high": 0.95, "macro_f1": 0.9, "ece": 0.1, "n": 360, "confusion": [[1]]},
     "model_minus_random_init": {"mean": 0.07, "low": 0.04, "high": 0.1},
 }  # fmt: skip
 

@@ -211,7 +211,14 @@ class World:
                         "pretrained": {"mean": 0.8, "low": 0.7, "high": 0.9},
                     }
                 ],
-                "model": {"accuracy": right / n, "low": 0.1, "high": 0.9, "n": n},
+                "model": {
+                    "headline": "accuracy",
+                    "quality": right / n,
+                    "accuracy": right / n,
+                    "low": 0.1,
+                    "high": 0.9,
+                    "n": n,
+                },
             }
             (folder / "evaluation.json").write_text(json.dumps(report))
             write_predictions(

@@ -147,7 +147,7 @@ def test_all_takes_every_label_and_leaves_the_others_unlabeled(tmp_path: Path) -
         (20, 21, r"task\.labels: asks for 21 labels, but the training split has 20"),
         (None, 3, r"task\.labels: asks for 3 labels, but there are 4 classes"),
         (3, "all", r"no labelled training sample of bottom"),
-        (0, "all", r"no labelled training sample of left, right, top, bottom"),
+        (0, "all", r"no labelled training sample\n"),
     ],
 )
 def test_too_few_labels_is_the_users_error(
