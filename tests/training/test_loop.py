@@ -6,6 +6,7 @@ import logging
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
@@ -303,3 +304,15 @@ def test_step_seeds_differ() -> None:
     seeds = {step_seed(seed, step) for seed in range(20) for step in range(20)}
     assert len(seeds) == 400
     assert all(0 <= seed < 2**63 for seed in seeds)
+
+
+def test_a_budget_of_time_trains_until_it_is_spent(make_bench: Callable[..., Bench]) -> None:
+    """Whatever the epochs say; a resumed run has the rest of the time."""
+    bench = make_bench(config={"epochs": 1, "budget": "2s"})
+    started = time.monotonic()
+    pace = bench.start()
+    assert pace.steps > 3, "more than the epoch"
+    assert 1.9 < time.monotonic() - started < 20
+    assert bench.monitor.history[-1].step == pace.steps
+    again = bench.start()
+    assert again.steps == pace.steps
