@@ -35,12 +35,15 @@ class Attention:
     tokens), this takes a third of the time of padded rows. Lengths are known on the CPU, so a GPU never waits.
     """
 
-    def __init__(self, lengths: Tensor, device: torch.device) -> None:
-        """``lengths`` ``(N,)``, in any order here; their tokens must come with the shortest texts first."""
+    def __init__(self, lengths: Tensor, device: torch.device, step: int | None = None) -> None:
+        """``lengths`` ``(N,)``, in any order here; their tokens must come with the shortest texts first.
+
+        ``step``: lengths that are equal when rounded up to a multiple of it are one call; default: 1 on a CPU, else ``_GPU_STEP``.
+        """
         lengths = lengths.sort().values
         self.tokens = int(lengths.sum())
         """T; rows after them are ignored, and get zeros."""
-        step = 1 if device.type == "cpu" else _GPU_STEP
+        step = step or (1 if device.type == "cpu" else _GPU_STEP)
         widths = -(-lengths // step) * step
         found, counts = torch.unique_consecutive(widths, return_counts=True)
         self._groups = [

@@ -85,7 +85,8 @@ class TextEncoder(nn.Module):
                 module.p = share
         if self.config.model_type == "modernbert":
             for layer in self.network.layers:
-                layer.attn.attention_dropout, layer.attn.out_drop = share, nn.Dropout(share)
+                # A new module is in training mode, whatever mode its layer is in.
+                layer.attn.attention_dropout, layer.attn.out_drop = share, nn.Dropout(share).train(layer.training)
 
     def _bert(self, ids: Tensor, positions: Tensor, attention: Attention, at: Tensor | None) -> Tensor:
         """Devlin et al. 2019, https://arxiv.org/abs/1810.04805: norms after the sums, biases everywhere."""
