@@ -72,7 +72,8 @@ class Attention:
         mask = group.filled
         if window is not None and group.width > window + 1:
             near = self._band(group.width, window)
-            mask = near if mask is None else mask & near
+            # Padding sees itself: a softmax over nothing is not a number, and neither is its gradient.
+            mask = near if mask is None else mask & near | self._band(group.width, 0)
         output = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout)
         output = output.transpose(1, 2).reshape(rows, heads * size)
         return output if group.slots is None else output.index_select(0, group.slots)

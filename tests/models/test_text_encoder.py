@@ -162,10 +162,14 @@ def slow_attention(qkv: Tensor, lengths: list[int], window: int | None = None) -
 def test_attention_is_the_formula(window: int | None, step: int | None) -> None:
     """Lengths that are rounded up, as on a GPU, too."""
     lengths = [2, 3, 3, 8, 8, 13]
-    qkv = torch.randn(sum(lengths) + 5, 3, 2, 4, generator=torch.Generator().manual_seed(0))
+    generator = torch.Generator().manual_seed(0)
+    qkv = torch.randn(sum(lengths) + 5, 3, 2, 4, generator=generator, requires_grad=True)
     output = Attention(torch.tensor(lengths), torch.device("cpu"), step)(qkv, window=window)
-    close(output[: sum(lengths)], slow_attention(qkv[: sum(lengths)], lengths, window))
+    expected = slow_attention(qkv[: sum(lengths)], lengths, window)
+    close(output[: sum(lengths)], expected)
     assert torch.equal(output[sum(lengths) :], torch.zeros(5, 8))
+    grad = torch.randn(expected.shape, generator=generator)
+    close(*(torch.autograd.grad(made, qkv, grad)[0] for made in (output[: sum(lengths)], expected)))
 
 
 # ---- pooling, dropout, bad input
