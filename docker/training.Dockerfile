@@ -18,7 +18,7 @@ RUN python3 -m venv --without-pip /opt/venv \
         ${TORCH:+--torch-backend "${TORCH}"} -r /requirements/job.txt \
     && sh /requirements/slim /opt/venv/lib/python3*/site-packages \
     && for site in /opt/venv/lib/python3*/site-packages; do echo /opt/ssl-core > "$site/ssl-core.pth"; done \
-    && /opt/venv/bin/python -c 'import boto3, matplotlib.pyplot, mlflow.pyfunc, pandas, pyarrow.dataset, sklearn.svm, torch'
+    && /opt/venv/bin/python -c 'import boto3, matplotlib.pyplot, mlflow.pyfunc, pandas, peft, pyarrow.dataset, sklearn.svm, torch, transformers.models.modernbert.modeling_modernbert'
 
 FROM packages AS package
 COPY pyproject.toml README.md LICENSE /source/
@@ -50,7 +50,7 @@ COPY --from=package /opt/ssl-core /opt/ssl-core
 # LOGNAME: who asks for a user's name gets one, whatever the uid. Nothing phones home.
 ENV PATH=/opt/ssl-core/bin:/opt/venv/bin:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin \
     HOME=/scratch TMPDIR=/scratch LOGNAME=ssl LANG=C.UTF-8 PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1 MPLBACKEND=Agg \
-    MLFLOW_DISABLE_TELEMETRY=true DO_NOT_TRACK=true DVC_NO_ANALYTICS=1 GX_ANALYTICS_ENABLED=false \
+    MLFLOW_DISABLE_TELEMETRY=true DO_NOT_TRACK=true DVC_NO_ANALYTICS=1 GX_ANALYTICS_ENABLED=false HF_HUB_DISABLE_TELEMETRY=1 \
     NVIDIA_DRIVER_CAPABILITIES=compute,utility
 WORKDIR /scratch
 USER 10001:10001
