@@ -25,6 +25,7 @@ _COMMANDS = {
     "demo": ("ssl_core.cli.demo:demo", "Start the platform and take a project through Airflow to a champion."),
     "run": ("ssl_core.cli.run:run", "Take a project through every step, in this process."),
     "report": ("ssl_core.cli.report:report", "Did pretraining help? The champion's evaluation."),
+    "embed": ("ssl_core.cli.embed:embed", "Send texts or images through a registered model, into a Parquet file."),
     "init": ("ssl_core.cli.init:init", "Look at your data and write a first project file."),
     "lint": ("ssl_core.cli.project:lint", "Check project files."),
     "schema": ("ssl_core.cli.project:schema", "JSON Schema of the project file, for editors."),

@@ -164,6 +164,31 @@ def _try_again(what: str, error: Exception, place: str) -> TryAgain:
     )
 
 
+@contextmanager
+def loaded(model_uri: str) -> Iterator[Any]:
+    """The pyfunc model at ``model_uri``, as a server would load it, for as long as its files are here.
+
+    Raises ``CheckFailed`` where it is not there or cannot be loaded; ``TryAgain`` where it cannot be fetched now, or this
+    machine's disk or memory is full.
+    """
+    import mlflow
+
+    with _temporary_folder() as folder:
+        local = _download(model_uri, folder)
+        try:
+            with unchanged_path():
+                model = mlflow.pyfunc.load_model(local)
+        except Exception as error:
+            raise _unusable(error, model_uri) from error
+        yield model
+
+
+def _unusable(error: Exception, model_uri: str) -> CheckFailed | TryAgain:
+    if _is_of_this_machine(error):
+        return _try_again("the model cannot be loaded now", error, model_uri)
+    return CheckFailed(f"the model cannot be loaded and called: {_words(error)}", place=model_uri)
+
+
 def replay_golden(model_uri: str, golden: Path) -> float:
     """Largest difference (of features: as a share of the largest one) between what the model at ``model_uri`` answers and what the trainer's network did.
 
@@ -171,7 +196,6 @@ def replay_golden(model_uri: str, golden: Path) -> float:
     ``CheckFailed`` where the model is not there, cannot be loaded or called, or answers in another shape; ``TryAgain`` where
     that says nothing about the model: it cannot be fetched now, or this machine's disk or memory is full.
     """
-    import mlflow
     import numpy as np
     from safetensors.numpy import load_file
 
@@ -180,16 +204,11 @@ def replay_golden(model_uri: str, golden: Path) -> float:
     expected = load_file(golden)
     kind: Kind = "classifier" if "probabilities" in expected else "encoder"
     wanted = expected["probabilities" if kind == "classifier" else "features"]
-    with _temporary_folder() as folder:
-        local = _download(model_uri, folder)
+    with loaded(model_uri) as model:
         try:
-            with unchanged_path():
-                model = mlflow.pyfunc.load_model(local)
             answer = answer_array(kind, model.predict(package_of(expected).request(expected)))
         except Exception as error:
-            if _is_of_this_machine(error):
-                raise _try_again("the model cannot be loaded now", error, model_uri) from error
-            raise CheckFailed(f"the model cannot be loaded and called: {_words(error)}", place=model_uri) from error
+            raise _unusable(error, model_uri) from error
     if answer.shape != wanted.shape or not np.isfinite(answer).all():
         raise CheckFailed(
             f"the model answers {answer.shape}, the trainer's had {wanted.shape}, or not with finite numbers",
