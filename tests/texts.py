@@ -5,18 +5,24 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
+import torch
+from safetensors.numpy import save_file
 
 from ssl_core.config.encoders import TransformerConfig
 from ssl_core.config.tokenizer import TokenizerConfig
 from ssl_core.data.table import LabelType, SampleTable
 from ssl_core.data.text.tokenizer import Tokenizer
 from ssl_core.data.text.training import train as train_tokenizer
+from ssl_core.models.text_classifier import build_classifier, save_classifier
+from ssl_core.models.text_embed import embed_texts
 from ssl_core.models.text_encoder import MLMHead, TextEncoder
-from ssl_core.models.text_weights import TextInfo, build
+from ssl_core.models.text_golden import pack
+from ssl_core.models.text_weights import TextInfo, build, save_encoder
 from ssl_core.models.text_windows import offsets_of
 
 WORDS = [
@@ -78,3 +84,28 @@ def colours(count: int = 24, classes: int = 3, seed: int = 0) -> Texts:
     labels = [WORDS[row % classes] for row in range(count)]
     texts = [f"{text} {label}" for text, label in zip(sentences(count, seed=seed), labels, strict=True)]
     return make_texts(texts, list(labels))
+
+
+def write_encoder(folder: Path, seed: int = 0) -> None:
+    """As the pretrain step leaves it, with its golden batch."""
+    network, head, info = encoder(seed=seed)
+    save_encoder(folder, network, head, info, tokenizer())
+    features = embed_texts(network, tokenizer(), info.max_length, GOLDEN)
+    save_file(pack(GOLDEN) | {"features": features}, folder / "golden.safetensors")
+
+
+def write_classifier(folder: Path, label_type: LabelType = "class", seed: int = 0) -> None:
+    """As the finetune step leaves it, with a random head and its golden batch; classes are the first three words."""
+    network, mlm_head, info = encoder(seed=seed)
+    classes = [] if label_type == "number" else WORDS[:3]
+    model = build_classifier(network, info, tokenizer(), classes, label_type, 4, mlm_head)
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        torch.nn.init.normal_(model.head.weight)  # type: ignore[arg-type]
+    save_classifier(folder, model.eval())
+    save_file(pack(GOLDEN) | {"probabilities": model.predict(GOLDEN)}, folder / "golden.safetensors")
+    (folder / "training.json").write_text(json.dumps({"label_budget": "all", "labels": 60}))
+
+
+GOLDEN = [*sentences(3), "red", "œuf 日本 😀", " ".join(WORDS * 3)]
+"""The last one is longer than a window."""
