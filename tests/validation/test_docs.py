@@ -34,5 +34,5 @@ def test_every_floor_and_column_is_documented(manifest: pd.DataFrame) -> None:
     report = validate(manifest, ValidationConfig(max_age_days=1))
     for check in report.checks:
         assert f"`{check.name}`" in TEXT
-    for column in columns("image"):
+    for column in {**columns("image"), **columns("text")}:
         assert f"`{column}`" in TEXT

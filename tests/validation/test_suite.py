@@ -226,3 +226,29 @@ def test_a_hundred_thousand_rows_take_seconds(make_manifest: Callable[..., pd.Da
     report = judge(frame, *[expectation] * 5, counts=Counts(100_000, 1_000, ("cat", "dog")))
     assert report.passed
     assert time.process_time() - start < 20
+
+
+@pytest.mark.parametrize(
+    ("label_type", "labels", "classes", "passed"),
+    [
+        ("classes", ['["a", "b"]', "[]", None], ("a", "b"), True),
+        ("classes", ['["a", "c"]', "[]", None], ("a", "b"), False),
+        ("classes", ["a", "[]", None], ("a", "b"), False),
+        ("number", ["1.5", "-2.0", None], (), True),
+        ("number", ["1.5", "nan", None], (), False),
+        ("number", ["1.5", "many", None], (), False),
+    ],
+)
+def test_labels_of_each_type(label_type, labels, classes, passed):
+    count = 60
+    frame = pd.DataFrame({
+        "sample_id": [f"{i:064d}" for i in range(count)], "split": ["train"] * count, "group": [str(i) for i in range(count)],
+        "label": pd.Series(labels * (count // 3), dtype=object), "source": ["a.jsonl"] * count,
+        "arrived_at": pd.Timestamp(NOW), "first_version": 1, "characters": 9, "words": 2, "bytes": 9, "letters": 0.9,
+    })  # fmt: skip
+    counts = Counts(count, int(frame["label"].notna().sum()), classes, "text", label_type)
+    report = validate(frame, ValidationConfig(), counts=counts, now=NOW)
+    (found,) = [check for check in report.checks if check.name == "label-known"]
+    assert found.passed == passed
+    assert bool(found.examples) != passed
+    assert {check.name for check in report.failed} <= {"label-known"}
