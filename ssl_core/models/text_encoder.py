@@ -34,10 +34,13 @@ class TextEncoder(nn.Module):
         self.config = network.config
         self.features: int = self.config.hidden_size
 
-    def forward(self, sequences: Sequences) -> Tensor:
-        """Embeddings of N texts, ``(N, D)``: the mean of a text's token outputs, or the output of its first token."""
+    def forward(self, sequences: Sequences, pooling: Pooling | None = None) -> Tensor:
+        """Embeddings of N texts, ``(N, D)``: the mean of a text's token outputs, or the output of its first token.
+
+        ``pooling``: another than the encoder's own.
+        """
         device = sequences.ids.device
-        if self.pooling == "cls":
+        if (pooling or self.pooling) == "cls":
             return self.hidden(sequences, (sequences.lengths.cumsum(0) - sequences.lengths).to(device))
         hidden = self.hidden(sequences)
         total = hidden.new_zeros(len(sequences.lengths), self.features).index_add(0, sequences.rows, hidden)

@@ -15,10 +15,11 @@ from typing import Any
 import numpy as np
 import torch
 
-from ssl_core.data.text.packing import Store, gather, windows
+from ssl_core.data.text.packing import SPECIAL, Store, gather, windows
 from ssl_core.data.text.sequences import Sequences
 from ssl_core.models.probes import knn_scores
-from ssl_core.models.text_embed import embed_tokens
+from ssl_core.models.text_encoder import Pooling
+from ssl_core.models.text_windows import Windows, evaluating, values_of_windows
 from ssl_core.objectives.mlm import MLM, predict
 from ssl_core.training.health import (
     CHANCE_PATIENCE,
@@ -55,6 +56,9 @@ class _Hidden:
 class TextMonitor:
     """Takes the gauges of one run at fixed steps and raises ``Unhealthy`` where ``diagnose`` finds a fault.
 
+    Texts are seen by their first window: books would make a look endless, and their means alike, whatever the encoder.
+    Whether features collapse is told from means of token outputs, which the objective works on; the output of the first
+    token is nearly the same for all texts of a random encoder, and no loss asks for anything else.
     ``chance_loss`` is the entropy of the training tokens: the loss of a model that knows how frequent each is, and nothing of what stands around it.
     """
 
@@ -101,7 +105,7 @@ class TextMonitor:
         return gauge
 
     def _look(self, step: int, loss: float) -> Gauge:
-        features = self._embed(self.train)
+        features = self._embed(self.train, "mean")
         if not np.isfinite(features).all():
             raise Unhealthy(f"the encoder's features are not finite after step {step}")
         val_loss, accuracy = self._guess()
@@ -138,11 +142,18 @@ class TextMonitor:
         scores = knn_scores(self._embed(train), train_labels, self._embed(val))
         return float((scores.argmax(axis=1) == val_labels).mean())
 
-    def _embed(self, positions: np.ndarray) -> np.ndarray:
-        return embed_tokens(
-            self.objective.encoder, self.tokenizer, self.max_length, self.store.ids, np.asarray(self.store.offsets), positions,
-            precision=self.precision,
-        )  # fmt: skip
+    def _embed(self, positions: np.ndarray, pooling: Pooling | None = None) -> np.ndarray:
+        """Features ``(n, D)`` of the texts' first windows."""
+        encoder, tokenizer = self.objective.encoder, self.tokenizer
+        begin = np.asarray(self.store.offsets[positions], dtype=np.int64)
+        lengths = np.asarray(self.store.offsets[positions + 1], dtype=np.int64) - begin
+        first = Windows(np.arange(len(positions)), begin, np.minimum(lengths, self.max_length - SPECIAL))
+        kind = torch.device(self.device).type
+        with evaluating(encoder), torch.autocast(kind, torch.bfloat16, enabled=self.precision == "bfloat16"):
+            return values_of_windows(
+                self.store.ids, first, tokenizer.cls_id, tokenizer.sep_id,
+                lambda batch: encoder(batch.to(self.device), pooling),
+            )  # fmt: skip
 
     def _frequencies(self) -> np.ndarray:
         """How often each token occurs in the training texts, ``(V,)``: in all of them, or in evenly spaced ones."""
@@ -157,13 +168,13 @@ class TextMonitor:
         return counts
 
     def _hide(self, positions: np.ndarray) -> list[_Hidden]:
-        starts, lengths = windows(self.store.offsets, evenly(positions, 4 * GAUGE_SAMPLES), self.max_length - 2)
+        starts, lengths = windows(self.store.offsets, evenly(positions, 4 * GAUGE_SAMPLES), self.max_length - SPECIAL)
         # Evenly spaced among all windows, so that one endless text is not all that is looked at.
         few = max(1, int(len(starts) * min(1.0, _VAL_TOKENS / max(1, int(lengths.sum())))))
         chosen = evenly(np.arange(len(starts)), few)
         chosen = chosen[np.argsort(lengths[chosen], kind="stable")]
         found: list[_Hidden] = []
-        for part in np.array_split(chosen, math.ceil(int((lengths[chosen] + 2).sum()) / _BATCH_TOKENS)):
+        for part in np.array_split(chosen, math.ceil(int((lengths[chosen] + SPECIAL).sum()) / _BATCH_TOKENS)):
             if len(part) == 0:
                 continue
             whole = gather(self.store.ids, starts[part], lengths[part], self.tokenizer.cls_id, self.tokenizer.sep_id)
