@@ -49,6 +49,7 @@ LABELS: dict[LabelType, list[str]] = {
 @pytest.fixture(autouse=True)
 def _few_steps(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(task, "MIN_STEPS", 2)
+    monkeypatch.setattr(task, "MIN_HEAD_STEPS", 20)
 
 
 def make_dataset(root: Path, label_type: LabelType, poisoned: Any = ()) -> DatasetRef:
