@@ -274,7 +274,7 @@ def test_dropout_is_off_unless_it_is_chosen() -> None:
     losses = []
     for seed in (0, 0, 1):
         torch.manual_seed(seed)
-        losses.append(float(dropping(batch(), seed=0, step=0)[0]))
+        losses.append(dropping(batch(), seed=0, step=0)[0].item())
     assert losses[0] == losses[1] != losses[2]
 
 

@@ -290,6 +290,28 @@ def context_as(ctx: StepContext, precision: str) -> StepContext:
     return replace(ctx, project=ctx.project.model_copy(update={"pretrain": config}))
 
 
+def test_the_trial_of_a_large_network_takes_a_part_of_its_batches(
+    tried: tuple[StepContext, DatasetRef], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ctx, dataset = tried
+    made = text_pretrain.prepare(context_as(ctx, "float32"), dataset, resolve_runtime(ctx.project.pretrain))
+    objective, seen = made.objective, []
+    assert isinstance(objective, MLM)
+    expected = sum(p.numel() for layer in objective.encoder.layers() for p in layer.parameters())
+    expected += 0.15 * 16 * tokenizer().size
+    assert text_pretrain._weights_a_token(objective) == pytest.approx(expected)
+    monkeypatch.setattr(text_pretrain, "_TRIAL_WORK", 6 * 40 * expected)
+    monkeypatch.setattr(text_pretrain, "_TRIAL_SECONDS", 0.0)
+    forward = objective.forward
+    objective.forward = lambda batch, **more: seen.append(batch) or forward(batch, **more)  # type: ignore[func-returns-value]
+    speeds = text_pretrain.compare_precisions(objective, made.batches, "cpu")  # type: ignore[arg-type]
+    assert [len(batch.ids) for batch in seen] == [pytest.approx(40, abs=7)] * 2
+    assert all(int(batch.lengths.sum()) == len(batch.ids) for batch in seen)
+    assert min(speeds.values()) > 0
+    assert objective.count == 12
+    made.batches.close()
+
+
 @pytest.mark.parametrize(
     ("speeds", "expected"),
     [
