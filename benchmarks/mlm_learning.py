@@ -34,7 +34,6 @@ import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from copy import deepcopy
-from dataclasses import dataclass
 from functools import cache, cached_property
 from importlib.metadata import version
 from pathlib import Path
@@ -153,15 +152,6 @@ def run(lab: Lab, seeds: Sequence[int], wanted: Sequence[str] | None) -> dict[tu
 
 
 # ---- steps and cells
-
-
-@dataclass(frozen=True)
-class Labelled:
-    """Tokens with another table of labels: what ``train_classifier`` asks of texts."""
-
-    ids: np.ndarray
-    offsets: np.ndarray
-    table: SampleTable
 
 
 _STEPS: dict[str, Callable[[StepContext], StepOutput]] = {
