@@ -78,7 +78,7 @@ class TextClassificationConfig(TaskConfig):
         default=4,
         ge=1,
         le=10_000,
-        description="Passes over the labelled texts; more where these are fewer than 100 steps",
+        description="Passes over the labelled texts; more where these are fewer than 300 steps",
         json_schema_extra=IN_FORM,
     )
     batch_size: int = Field(default=32, ge=1, le=65_536, description="Texts a step")

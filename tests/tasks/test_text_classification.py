@@ -169,7 +169,7 @@ def test_early_stopping_keeps_the_best_round() -> None:
     assert over == [False, False, False, False, True]
     assert watch.best_round == 2
     watch.best.give(layer)
-    assert float(layer.weight) == 1
+    assert layer.weight.item() == 1
 
 
 def test_early_stopping_ends_a_training_that_learns_noise() -> None:
