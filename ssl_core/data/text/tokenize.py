@@ -25,7 +25,6 @@ FOLDER = "tokenizer"
 _SPLITS = ("train", "val")
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "vocab.txt")
 _MANY_UNKNOWN = 0.01
-_BLOCK = 4096
 
 
 @dataclass(frozen=True)
@@ -110,42 +109,55 @@ def run(ctx: StepContext) -> StepOutput:
 
 def measure(tokens: Tokens, tokenizer: Tokenizer, max_length: int) -> dict[str, Fit]:
     """How the tokenizer fits train and val; reads texts and tokens once, a block at a time. Test and vault are not looked at."""
-    from ssl_core.data.text.tokens import read_texts
-    from ssl_core.data.text.words import split_words
+    from ssl_core.data.text.tokens import in_split
 
     side = np.full(len(tokens), -1, dtype=np.int8)
     for number, split in enumerate(_SPLITS):
-        side[tokens.positions(split)] = number
-    words = np.zeros(len(_SPLITS), dtype=np.int64)
-    unknown, spelled = words.copy(), words.copy()
+        side[in_split(tokens.folder, split)] = number
+    words = _words(tokens.folder, side)
+    count, total, unknown, spelled, longest, windowed = np.zeros((6, len(_SPLITS)), dtype=np.int64)
     row = 0
-    for _, texts, _ in read_texts(tokens.folder):
+    for ids, lengths in tokens.blocks():
+        sides = side[row : row + len(lengths)]
+        row += len(lengths)
+        owner = np.repeat(sides, lengths)
+        is_unknown, is_spelled = ids == tokenizer.unk_id, np.isin(ids, tokenizer.fallback_ids)
+        for number in range(len(_SPLITS)):
+            mine = lengths[sides == number]
+            count[number] += len(mine)
+            total[number] += mine.sum()
+            longest[number] = max(longest[number], mine.max(initial=0))
+            windowed[number] += (mine > max_length - 2).sum()
+            unknown[number] += (is_unknown & (owner == number)).sum()
+            spelled[number] += (is_spelled & (owner == number)).sum()
+    return {
+        split: Fit(
+            texts=int(count[number]),
+            words=int(words[number]),
+            tokens=int(total[number]),
+            fertility=round(int(total[number]) / max(1, int(words[number])), 4),
+            unknown_rate=round(int(unknown[number]) / max(1, int(total[number])), 6),
+            spelled_rate=round(int(spelled[number]) / max(1, int(total[number])), 6),
+            longest=int(longest[number]),
+            windowed=int(windowed[number]),
+        )
+        for number, split in enumerate(_SPLITS)
+    }
+
+
+def _words(folder: Path, side: np.ndarray) -> np.ndarray:
+    """Words of the texts of each split, whose number ``side`` ``(N,)`` gives for each text; -1 is looked at not at all."""
+    from ssl_core.data.text.tokens import read_texts
+    from ssl_core.data.text.words import split_words
+
+    words = np.zeros(len(_SPLITS), dtype=np.int64)
+    row = 0
+    for _, texts, _ in read_texts(folder):
         for text in texts:
             if side[row] >= 0:
                 words[side[row]] += len(split_words(text))
             row += 1
-    for first in range(0, len(tokens), _BLOCK):
-        offsets = np.asarray(tokens.offsets[first : first + _BLOCK + 1])
-        owner = np.repeat(side[first : first + _BLOCK], np.diff(offsets))
-        ids = np.asarray(tokens.ids[offsets[0] : offsets[-1]])
-        judged = owner >= 0
-        unknown += np.bincount(owner[judged & (ids == tokenizer.unk_id)], minlength=len(_SPLITS))
-        spelled += np.bincount(owner[judged & np.isin(ids, tokenizer.fallback_ids)], minlength=len(_SPLITS))
-    fits = {}
-    for number, split in enumerate(_SPLITS):
-        lengths = tokens.lengths(np.flatnonzero(side == number))
-        total = int(lengths.sum())
-        fits[split] = Fit(
-            texts=len(lengths),
-            words=int(words[number]),
-            tokens=total,
-            fertility=round(total / max(1, int(words[number])), 4),
-            unknown_rate=round(int(unknown[number]) / max(1, total), 6),
-            spelled_rate=round(int(spelled[number]) / max(1, total), 6),
-            longest=int(lengths.max(initial=0)),
-            windowed=int((lengths > max_length - 2).sum()),
-        )
-    return fits
+    return words
 
 
 def summary(tokenizer: Tokenizer, origin: dict[str, Any], fits: dict[str, Fit], max_length: int) -> str:

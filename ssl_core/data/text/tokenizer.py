@@ -146,6 +146,10 @@ class Tokenizer:
         for name in ("size", "continues", "digest", "special_ids", "_added", "_vocabulary", "_encoder"):
             self.__dict__.pop(name, None)
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        # The library's own pickle forgets that a text holds no special tokens.
+        return _rebuilt, (self._backend.to_str(), self._specials)
+
     @cached_property
     def _encoder(self) -> Encoder:
         return Encoder(self._backend)
@@ -229,6 +233,10 @@ class Tokenizer:
     def _has_prefix_space(self) -> bool:
         before = self._backend.pre_tokenizer
         return isinstance(before, pre_tokenizers.ByteLevel) and bool(before.add_prefix_space)
+
+
+def _rebuilt(structure: str, specials: dict[str, str]) -> Tokenizer:
+    return Tokenizer(tokenizers.Tokenizer.from_str(structure), specials)
 
 
 def _read_json(path: Path) -> dict[str, Any]:

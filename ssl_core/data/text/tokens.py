@@ -16,6 +16,7 @@ import threading
 import zlib
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
@@ -25,13 +26,14 @@ import numpy as np
 import pyarrow.parquet as pq
 import tokenizers
 
-from ssl_core.config.settings import Settings
+from ssl_core.config.settings import Settings, usable_cpus
 from ssl_core.contracts import DatasetRef
 from ssl_core.data.dataset import MANIFEST_FILE, read_info, read_manifest_file
 from ssl_core.data.lock import file_lock
 from ssl_core.data.reader import fetch
 from ssl_core.data.splits import SIDES
 from ssl_core.data.table import SampleTable
+from ssl_core.data.text.parallel import LostWorker, encode_batches
 from ssl_core.data.text.tokenizer import Tokenizer
 from ssl_core.errors import TryAgain
 from ssl_core.step import NoProgress, Progress
@@ -42,7 +44,18 @@ TOKENS_VERSION = 1
 
 _IDS, _OFFSETS, _UNITS = "ids.bin", "offsets.bin", "units.jsonl"
 _ROWS = 1024
+_BLOCK_TEXTS, _BLOCK_TOKENS = 16_384, 2**20
 _LOCK_TIMEOUT = 3600.0
+_WORTH_WORKERS = 32 * 2**20
+"""Bytes of text from which on several processes tokenize: starting them takes about a second."""
+_BUFFER = 2**20
+"""Bytes of a column that are read at once; by default it is a whole row group, and the manifest's may hold a million rows."""
+
+_GOES_ON = "run the same command again; it goes on from there"
+
+
+class _Paused(TryAgain):
+    """What is done so far is sound and stays."""
 
 
 @dataclass(frozen=True)
@@ -74,6 +87,19 @@ class Tokens:
     def lengths(self, positions: np.ndarray) -> np.ndarray:
         """Tokens of each of these texts, ``(n,)`` int64."""
         return np.asarray(self.offsets[positions + 1] - self.offsets[positions])
+
+    def blocks(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """All ids, some texts at a time: the ids of these one after the other, and how many each has, int64.
+
+        Read, not mapped: what of a map was touched once counts as this process's memory.
+        """
+        first = 0
+        while first < len(self):
+            offsets = _read(self.offsets, first, min(first + _BLOCK_TEXTS, len(self)) + 1)
+            fit = int(np.searchsorted(offsets, offsets[0] + _BLOCK_TOKENS, side="right"))
+            offsets = offsets[: max(2, fit)]  # one text at least
+            yield _read(self.ids, int(offsets[0]), int(offsets[-1])), np.diff(offsets)
+            first += len(offsets) - 1
 
 
 @dataclass(frozen=True)
@@ -136,7 +162,7 @@ def in_split(folder: Path, split: str) -> np.ndarray:
     """``(N,)`` bool: whether each text of a dataset folder belongs to ``split``."""
     found = np.zeros(pq.read_metadata(folder / MANIFEST_FILE).num_rows, dtype=bool)
     row = 0
-    with pq.ParquetFile(folder / MANIFEST_FILE) as file:
+    with pq.ParquetFile(folder / MANIFEST_FILE, buffer_size=_BUFFER, pre_buffer=False) as file:
         for batch in file.iter_batches(batch_size=64 * _ROWS, columns=["split"]):
             found[row : row + batch.num_rows] = batch.column("split").to_numpy(zero_copy_only=False) == split
             row += batch.num_rows
@@ -170,9 +196,10 @@ def _build(
             ):
                 _write(folder, tokenizer, rows, kind, done, (ids, offsets, units), progress, stop)
             part.rename(target)
-    except (OSError, TryAgain):
-        if not stop.is_set():  # on a full disk the half that was written is in the way
-            shutil.rmtree(part, ignore_errors=True)
+    except _Paused:
+        raise
+    except (OSError, TryAgain):  # on a full disk the half that was written is in the way
+        shutil.rmtree(part, ignore_errors=True)
         raise
 
 
@@ -192,42 +219,38 @@ def _write(
     end = sum(unit.tokens for unit in done)
     if not done:
         offsets_file.write(np.zeros(1, np.int64).tobytes())
-    expected = _sample_ids(folder, position)
+    workers = usable_cpus() if _text_bytes(folder, len(done)) >= _WORTH_WORKERS else 1
     unit = _Unit(0, 0, 0, 0)
-    with progress.bar("tokenize", rows, "texts") as bar:
+    batches = _checked_texts(folder, len(done), position, stop)
+    with (
+        progress.bar("tokenize", rows, "texts") as bar,
+        closing(encode_batches(batches, tokenizer, kind, workers)) as encoded,
+    ):
         bar.advance(position)
-        for sample_ids, texts, ends in read_texts(folder, skip=len(done)):
-            if stop.is_set():
-                raise TryAgain(
-                    "stopped while tokenizing", next_step="run the same command again; it goes on from there"
+        try:
+            for ends, (ids, lengths) in encoded:
+                ids_bytes = ids.tobytes()
+                offsets_bytes = (end + lengths.cumsum()).tobytes()
+                ids_file.write(ids_bytes)
+                offsets_file.write(offsets_bytes)
+                end += len(ids)
+                unit = _Unit(
+                    unit.rows + len(lengths),
+                    unit.tokens + len(ids),
+                    zlib.crc32(ids_bytes, unit.ids_crc32),
+                    zlib.crc32(offsets_bytes, unit.offsets_crc32),
                 )
-            if sample_ids != [next(expected, None) for _ in sample_ids]:
-                raise TryAgain(
-                    "the shards and the manifest hold different samples",
-                    place=str(folder),
-                    next_step="run ingest again",
-                )
-            ids, lengths = tokenizer.encode_flat(texts)
-            ids_bytes = ids.astype(kind).tobytes()
-            offsets_bytes = (end + lengths.cumsum()).tobytes()
-            ids_file.write(ids_bytes)
-            offsets_file.write(offsets_bytes)
-            end += len(ids)
-            unit = _Unit(
-                unit.rows + len(texts),
-                unit.tokens + len(ids),
-                zlib.crc32(ids_bytes, unit.ids_crc32),
-                zlib.crc32(offsets_bytes, unit.offsets_crc32),
-            )
-            bar.advance(len(texts))
-            if ends:
-                for file in (ids_file, offsets_file):
-                    file.flush()
-                    os.fsync(file.fileno())
-                units_file.write(json.dumps(asdict(unit)) + "\n")
-                units_file.flush()
-                position += unit.rows
-                unit = _Unit(0, 0, 0, 0)
+                bar.advance(len(lengths))
+                if ends:
+                    for file in (ids_file, offsets_file):
+                        file.flush()
+                        os.fsync(file.fileno())
+                    units_file.write(json.dumps(asdict(unit)) + "\n")
+                    units_file.flush()
+                    position += unit.rows
+                    unit = _Unit(0, 0, 0, 0)
+        except LostWorker as error:
+            raise _Paused(str(error), next_step=_GOES_ON) from error
         os.fsync(units_file.fileno())
     if position != rows:
         raise TryAgain(
@@ -235,9 +258,37 @@ def _write(
         )
 
 
+def _checked_texts(folder: Path, skip: int, position: int, stop: threading.Event) -> Iterator[tuple[bool, list[str]]]:
+    """All texts after ``skip`` row groups, which hold ``position`` rows, with whether the row group ends with them.
+
+    Raises ``TryAgain`` where the manifest has other samples, and when told to stop.
+    """
+    expected = _sample_ids(folder, position)
+    for sample_ids, texts, ends in read_texts(folder, skip=skip):
+        if stop.is_set():
+            raise _Paused("stopped while tokenizing", next_step=_GOES_ON)
+        if sample_ids != [next(expected, None) for _ in sample_ids]:
+            raise TryAgain(
+                "the shards and the manifest hold different samples", place=str(folder), next_step="run ingest again"
+            )
+        yield ends, texts
+
+
+def _text_bytes(folder: Path, skip: int) -> int:
+    """Bytes of the texts after ``skip`` row groups."""
+    groups: list[int] = []
+    for shard in sorted(folder.glob("data-*.parquet")):
+        metadata = pq.read_metadata(shard)
+        column = metadata.schema.names.index("text")
+        groups += (
+            metadata.row_group(group).column(column).total_uncompressed_size for group in range(metadata.num_row_groups)
+        )
+    return sum(groups[skip:])
+
+
 def _sample_ids(folder: Path, start: int) -> Iterator[str]:
     """The manifest's sample ids from row ``start`` on; a bounded number of them is in memory."""
-    with pq.ParquetFile(folder / MANIFEST_FILE) as file:
+    with pq.ParquetFile(folder / MANIFEST_FILE, buffer_size=_BUFFER, pre_buffer=False) as file:
         for batch in file.iter_batches(batch_size=_ROWS, columns=["sample_id"]):
             if start < batch.num_rows:
                 yield from batch.column("sample_id").slice(start).to_pylist()
@@ -297,7 +348,8 @@ def _is_whole(folder: Path, rows: int, kind: np.dtype) -> bool:
     units = _sound_units(folder, kind)
     if sum(unit.rows for unit in units) != rows:
         return False
-    return all((folder / name).stat().st_size == size for name, size in _sizes(units, kind).items())
+    paths = {folder / name: size for name, size in _sizes(units, kind).items()}
+    return all(path.is_file() and path.stat().st_size == size for path, size in paths.items())
 
 
 def _cut(folder: Path, units: list[_Unit], kind: np.dtype) -> None:
@@ -315,3 +367,11 @@ def _map(path: Path, kind: np.dtype) -> np.ndarray:
         return np.zeros(0, kind)
     mapped: np.ndarray = np.memmap(path, dtype=kind, mode="r", shape=(count,))
     return mapped
+
+
+def _read(mapped: np.ndarray, begin: int, end: int) -> np.ndarray:
+    """A copy of ``mapped[begin:end]`` that does not pass through the map."""
+    if not isinstance(mapped, np.memmap):
+        return mapped[begin:end]
+    kind = mapped.dtype
+    return np.fromfile(mapped.filename, kind, end - begin, offset=begin * kind.itemsize)

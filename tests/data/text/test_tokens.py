@@ -19,6 +19,7 @@ from ssl_core.config.settings import Settings
 from ssl_core.config.tokenizer import TokenizerConfig
 from ssl_core.contracts import DatasetRef
 from ssl_core.data.text import tokens
+from ssl_core.data.text.parallel import LostWorker
 from ssl_core.data.text.tokenizer import Tokenizer
 from ssl_core.data.text.training import train
 from ssl_core.errors import TryAgain
@@ -135,6 +136,7 @@ import os, signal, pathlib
 from ssl_core.config.settings import Settings
 from ssl_core.contracts import DatasetRef
 from ssl_core.data.text import tokens
+from ssl_core.data.text.parallel import LostWorker
 from ssl_core.data.text.tokenizer import Tokenizer
 ref = DatasetRef.model_validate_json({ref.model_dump_json()!r})
 tokenizer = Tokenizer.load(pathlib.Path({str(tmp_path / "tokenizer")!r}))
@@ -163,6 +165,7 @@ import pathlib, time
 from ssl_core.config.settings import Settings
 from ssl_core.contracts import DatasetRef
 from ssl_core.data.text import tokens
+from ssl_core.data.text.parallel import LostWorker
 from ssl_core.data.text.tokenizer import Tokenizer
 tokenizer = Tokenizer.load(pathlib.Path({str(tmp_path / "tokenizer")!r}))
 plain, seen = tokenizer.encode_flat, []
@@ -272,6 +275,51 @@ def test_long_texts_are_stored_whole(tmp_path: Path, settings: Settings, tokeniz
     opened = tokens.open_tokens(make_version(tmp_path, texts), settings, tokenizer)
     assert_right(opened, tokenizer, texts)
     assert tokenizer.decode(opened.ids[: opened.offsets[1]]) == texts[0]
+
+
+def test_several_processes_write_the_same_store(
+    ref: DatasetRef, settings: Settings, tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tokens.open_tokens(ref, settings, tokenizer)
+    alone = {path.name: path.read_bytes() for path in store_of(settings).iterdir()}
+    shutil.rmtree(store_of(settings))
+    monkeypatch.setattr(tokens, "_WORTH_WORKERS", 1)
+    monkeypatch.setattr(tokens, "usable_cpus", lambda: 2)
+    assert_right(tokens.open_tokens(ref, settings, tokenizer), tokenizer)
+    assert {path.name: path.read_bytes() for path in store_of(settings).iterdir()} == alone
+
+
+def test_a_lost_process_leaves_what_is_done(
+    ref: DatasetRef, settings: Settings, tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def losing(batches: Any, *more: Any) -> Any:
+        for number, (ends, texts) in enumerate(batches):
+            if number == 3:
+                raise LostWorker("lost")
+            ids, lengths = tokenizer.encode_flat(texts)
+            yield ends, (ids.astype(np.uint16), lengths)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(tokens, "encode_batches", losing)
+        with pytest.raises(TryAgain, match="lost"):
+            tokens.open_tokens(ref, settings, tokenizer)
+    again = Counting(tokenizer)
+    assert_right(open_with(again, ref, settings), tokenizer)
+    assert again.seen == TEXTS[12:]
+
+
+@pytest.mark.parametrize("most", [1, 7, 10**6])
+def test_blocks_are_the_store_piece_by_piece(
+    ref: DatasetRef, settings: Settings, tokenizer: Tokenizer, most: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened = tokens.open_tokens(ref, settings, tokenizer)
+    monkeypatch.setattr(tokens, "_BLOCK_TOKENS", most)
+    for texts in (1, 4, 100):
+        monkeypatch.setattr(tokens, "_BLOCK_TEXTS", texts)
+        ids, lengths = zip(*opened.blocks(), strict=True)
+        assert np.concatenate(ids).tolist() == opened.ids.tolist()
+        assert np.concatenate(lengths).tolist() == np.diff(opened.offsets).tolist()
+        assert all(len(one) <= most or np.count_nonzero(row) == 1 for one, row in zip(ids, lengths, strict=True))
 
 
 def test_progress_counts_every_text_once(ref: DatasetRef, settings: Settings, tokenizer: Tokenizer) -> None:
