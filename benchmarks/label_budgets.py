@@ -33,9 +33,9 @@ from ssl_core.config.settings import Settings
 from ssl_core.contracts import DatasetRef, Ref, RunContext
 from ssl_core.data import ingest
 from ssl_core.data.memory import Images, open_images
-from ssl_core.evaluation.image_baselines import NAMES, ImageBaselines
 from ssl_core.evaluation.evaluate import RANDOM_ENCODERS
 from ssl_core.evaluation.helped import Answers, Encoded, Task, answer, plan_budgets, summarise
+from ssl_core.evaluation.image_baselines import NAMES, ImageBaselines
 from ssl_core.models.embed import embed, random_encoder
 from ssl_core.models.encoder import EncoderInfo, load_encoder
 from ssl_core.pipeline import get_step, source_digest, step_key

@@ -17,8 +17,6 @@ from typing import Protocol, TypeVar
 
 import numpy as np
 
-from ssl_core.data.text.tokenizer import Tokenizer
-
 MOST_WORKERS = 16
 """One process reads and writes for all of them."""
 
@@ -79,7 +77,7 @@ _tokenizer: Encodes
 _kind: np.dtype
 
 
-def _begin(tokenizer: Tokenizer, kind: np.dtype) -> None:
+def _begin(tokenizer: Encodes, kind: np.dtype) -> None:
     global _tokenizer, _kind
     _tokenizer, _kind = tokenizer, kind
     os.environ["TOKENIZERS_PARALLELISM"] = "false"  # each worker is one thread

@@ -374,4 +374,4 @@ def _read(mapped: np.ndarray, begin: int, end: int) -> np.ndarray:
     if not isinstance(mapped, np.memmap):
         return mapped[begin:end]
     kind = mapped.dtype
-    return np.fromfile(mapped.filename, kind, end - begin, offset=begin * kind.itemsize)
+    return np.fromfile(str(mapped.filename), kind, end - begin, offset=begin * kind.itemsize)
