@@ -94,8 +94,8 @@ RECIPES: dict[str, dict[str, Any]] = {
 TASKS: dict[str, dict[str, dict[str, Any]]] = {
     "random": {"10%": {"epochs": 8}, "100%": {"epochs": 4}},
     "mlm": {"10%": {"epochs": 8}, "100%": {"epochs": 4}},
-    "minilm": {"10%": {"epochs": 5, "encoder_learning_rate": 1e-4}, "100%": {"epochs": 3, "encoder_learning_rate": 1e-4}},
-    "minilm-adapted": {"10%": {"epochs": 5, "encoder_learning_rate": 1e-4}, "100%": {"epochs": 3, "encoder_learning_rate": 1e-4}},
+    "minilm": {"10%": {"epochs": 5, "encoder_learning_rate": 5e-5}, "100%": {"epochs": 3, "encoder_learning_rate": 5e-5}},
+    "minilm-adapted": {"10%": {"epochs": 5, "encoder_learning_rate": 5e-5}, "100%": {"epochs": 3, "encoder_learning_rate": 5e-5}},
 }  # fmt: skip
 QUICK = {
     "mlm": {"pretrain": {"epochs": 1, "batch_tokens": 8192}},
