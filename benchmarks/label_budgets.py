@@ -33,7 +33,6 @@ from ssl_core.config.settings import Settings
 from ssl_core.contracts import DatasetRef, Ref, RunContext
 from ssl_core.data import ingest
 from ssl_core.data.memory import Images, open_images
-from ssl_core.evaluation.evaluate import RANDOM_ENCODERS
 from ssl_core.evaluation.helped import Answers, Encoded, Task, answer, plan_budgets, summarise
 from ssl_core.evaluation.image_baselines import NAMES, ImageBaselines
 from ssl_core.models.embed import embed, random_encoder
@@ -157,10 +156,10 @@ def judge(
     random_init = [
         # other random networks for each pretraining seed
         encode(random_encoder(info, seed + 1000 * i, images.pixels, train))
-        for i in range(RANDOM_ENCODERS)
+        for i in range(project.evaluate.random_encoders)
     ]
     task = Task(images.labels[train], images.labels[test], len(images.classes))
-    budgets, _ = plan_budgets(task, project.evaluate, RANDOM_ENCODERS)
+    budgets, _ = plan_budgets(task, project.evaluate, project.evaluate.random_encoders)
     classical = ImageBaselines(images.pixels[train], images.pixels[test], task.classes, project.evaluate.seed)
     return answer(task, budgets, classical, random_init, encode(encoder), seed=project.evaluate.seed)
 

@@ -61,6 +61,12 @@ class EvaluateConfig(Section):
         default="label-spreading",
         description="The probe of the frozen encoder that the table shows; fixed here, never chosen on test data",
     )
+    random_encoders: int = Field(
+        default=3,
+        ge=1,
+        le=20,
+        description="So many encoders of random weights stand for random init, in turns; fewer where the encoder is large and time short",
+    )
     bootstrap: int = Field(default=2000, ge=100, le=100_000, description="Resamples for the 95% intervals")
     seed: int = Field(default=0, ge=0, description="Seed of the draws and resamples")
 

@@ -28,8 +28,6 @@ SCHEMA_VERSION = 1
 PREDICTIONS_FILE = "predictions.parquet"
 RANDOM_INIT_FILE = "predictions-random-init.parquet"
 MAP_FILE = "embedding_map.json"
-RANDOM_ENCODERS = 3
-"""Random init is judged by so many of them; the first is the very network that pretraining started from."""
 MAP_POINTS = 500
 _TRACKED = ("balanced_accuracy", "macro_f1", "micro_f1", "ece", "mae", "rmse", "r2", "spearman")
 _NO_BUDGETS = "label budgets are compared for data with one class a sample; here only the fine-tuned model and its twin from random weights are"
@@ -89,7 +87,7 @@ def _compare(ctx: StepContext, bench: Bench, samples: _Samples) -> tuple[Encoded
     pretrained = encode(None)
     if table.label_type != "class":
         return pretrained, {"label_budgets": [], "notes": [_NO_BUDGETS]}
-    random_init = [encode(i) for i in range(RANDOM_ENCODERS)]
+    random_init = [encode(i) for i in range(config.random_encoders)]
     task = Task(table.labels[samples.train], table.labels[samples.test], len(table.classes))
     classical = bench.classical(samples.train, samples.test)
     budgets = len(config.budgets(task.classes)) + 1
@@ -133,7 +131,7 @@ def _document(ctx: StepContext, model: Predictions, random_init: Predictions) ->
         "draws": config.draws,
         "bootstrap": config.bootstrap,
         "seed": config.seed,
-        "random_encoders": RANDOM_ENCODERS,
+        "random_encoders": config.random_encoders,
         "model": _describe(model, boot),
         "random_init_model": _describe(random_init, boot),
         "model_minus_random_init": boot.difference(model.quality[None], random_init.quality[None]).as_dict(),

@@ -50,7 +50,7 @@ def make_images(train=60, test=24, vault=6):
 def step(tmp_path, make_project, make_context, monkeypatch):
     """``step(images)`` runs evaluate; ``step.context`` is its context."""
     project = make_project(
-        evaluate={"label_budgets": [4, 10], "draws": 4, "bootstrap": 200},
+        evaluate={"label_budgets": [4, 10], "draws": 4, "random_encoders": 2, "bootstrap": 200},
         task={"epochs": 2, "batch_size": 16}, pretrain={"threads": 1, "device": "cpu", "precision": "float32"},
     )  # fmt: skip
 
@@ -117,6 +117,19 @@ def test_the_step_writes_what_others_read(step):
     assert "evaluation" in ctx.tracker.logged_artifacts
     assert len(output.summary.encode()) < 4096
     assert output.metrics["accuracy_all_classical"] == report["label_budgets"][-1]["classical"]["mean"]
+
+
+def test_random_init_is_as_many_encoders_as_the_project_says(step, monkeypatch):
+    asked = []
+    embed = image_bench.ImageBench.embed
+    monkeypatch.setattr(
+        image_bench.ImageBench, "embed", lambda self, at, random=None: asked.append(random) or embed(self, at, random)
+    )
+    step(make_images())
+    assert asked == [None, None, 0, 0, 1, 1]
+    report = read_evaluation(step.context.out / "evaluation")
+    assert report["random_encoders"] == 2
+    assert report["label_budgets"][-1]["draws"] == 1
 
 
 def test_the_vault_is_never_read_and_equal_runs_are_equal(step):
