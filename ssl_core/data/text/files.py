@@ -78,12 +78,14 @@ def read_txt(raw: BinaryIO, how: Reading) -> Iterator[Found]:
         return
     pieces = lines(chunks)
     for number, piece, last in pieces:
-        if not last:
+        if not piece or piece.isspace():
+            continue  # a blank line, or the blank beginning of a long one, which no text keeps
+        if last:
+            yield Found(number, (piece,))
+        else:
             line = _Line(piece, pieces)
             yield Found(number, line)
             line.skip()
-        elif piece and not piece.isspace():
-            yield Found(number, (piece,))
 
 
 class _Line:
