@@ -7,6 +7,7 @@ import math
 import unicodedata
 from collections.abc import Iterator
 from dataclasses import dataclass
+from decimal import Decimal
 from itertools import islice
 from pathlib import PurePosixPath
 from typing import Any
@@ -52,6 +53,8 @@ def scalar_text(value: object) -> str | None:
         return "true" if value else "false"
     if isinstance(value, int):
         return str(value)
+    if isinstance(value, Decimal):  # as databases write whole numbers and prices into Parquet
+        return str(int(value)) if value == value.to_integral_value() else format(value.normalize(), "f")
     if isinstance(value, float):
         if not math.isfinite(value):
             raise ValueError("is not a finite number")
@@ -76,7 +79,7 @@ def canonical_label(value: object, label_type: LabelType) -> str | None:
 
 
 def _number(value: object) -> str:
-    if isinstance(value, (str, int, float)) and not isinstance(value, bool):
+    if isinstance(value, (str, int, float, Decimal)) and not isinstance(value, bool):
         try:
             number = float(value)
         except (ValueError, OverflowError):
