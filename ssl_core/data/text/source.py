@@ -103,6 +103,13 @@ class TextSource:
             for name in self._files.names:
                 self._scan_file(name, texts, labels, reading, bar, stop)
         texts.finish()
+        refused = texts.first_refused()
+        if refused:
+            raise UserError(
+                f"none of the {len(texts):,} texts in {self._files.root} can be used; {refused}",
+                place="data.source",
+                next_step="mend this, in the project's data section or in the file",
+            )
         labels.finish()
         if not len(texts):
             raise UserError(
@@ -197,6 +204,12 @@ class _Texts:
         self._reasons[len(self)] = reason.encode(errors="backslashreplace").decode()
         self._spool.add_none()
         self._append(file, number, 1, None)
+
+    def first_refused(self) -> str:
+        """The first file and reason where all were refused: a setting or the whole source is wrong, not some texts of it."""
+        if not self._reasons or len(self._reasons) < len(self):
+            return ""
+        return f"{self._name(self._files[0], self._numbers[0])}: {self._reasons[0]}"
 
     def finish(self) -> None:
         self._spool.finish()
