@@ -479,10 +479,11 @@ def test_one_object_is_a_source_too(s3: FakeS3, open_source: Open) -> None:
 
 def test_labels_in_s3(s3: FakeS3, open_source: Open) -> None:
     rows = '{"text": "one", "nr": 7}\n{"text": "two", "nr": 8}\n'
-    put(s3, {"a.jsonl": rows, "lists/mine.csv": "id,label\n7,x\n8,y\n", "labels.csv": "id,label\n7,x\n9,y\n"})
+    put(s3, {"a.jsonl": rows, "lists/mine.csv": "id,label\n7,x\n8,y\n"})
     found = labelled(open_source("s3://bucket/data", id="nr", labels="s3://bucket/data/lists/mine.csv"))
     assert found == {"a.jsonl:1": "x", "a.jsonl:2": "y"}, "what holds the labels is no text"
     del s3.objects["data/lists/mine.csv"]
+    put(s3, {"labels.csv": "id,label\n7,x\n9,y\n"})
     place = "s3://bucket/data/labels.csv line 3"
     fails(
         lambda: open_source("s3://bucket/data", id="nr"),
