@@ -40,14 +40,14 @@ class Removable:
 )
 def gc(apply: bool, days: float) -> None:
     """List (or with --apply remove) checkpoints of interrupted steps, unfinished work, cached files above the limit
-    and dataset candidates that were never published.
+    (datasets, tokens, embeddings, downloaded checkpoints) and dataset candidates that were never published.
 
     Committed step outputs, published dataset versions and whatever the ledger or a registry alias names stay.
     """
     settings = load_settings()
     store = Store(settings.store_url, settings.cache)
     total = 0
-    for item in [*stale_work(store, days), *cache_overflow(settings)]:
+    for item in [*stale_work(store, days), *abandoned(settings.cache, days), *cache_overflow(settings)]:
         total += item.bytes
         click.echo(f"{item.what:28} {item.bytes / 1e6:10.1f} MB  {item.age_days:6.1f} days  {item.path}")
         if apply:
@@ -75,18 +75,32 @@ def stale_work(store: Store, days: float, now: float | None = None) -> Iterator[
             yield from _if_old(folder, "uncommitted output", days, now)
 
 
-def cache_overflow(settings: Settings) -> Iterator[Removable]:
-    """The least recently used cache files above the size limit; all of them can be fetched or made again.
+def abandoned(cache: Path, days: float, now: float | None = None) -> Iterator[Removable]:
+    """What processes that were killed left half-made in the cache, and nobody has touched for ``days``: downloads, tokens, datasets.
 
+    Whoever makes something there makes it under a name that begins with a dot, or in ``scratch``.
+    """
+    now = now or time.time()
+    for path in sorted([*cache.rglob(".*"), *cache.glob("scratch/*")]):
+        if not _is_half_made(path.parent.relative_to(cache)):  # else it goes with its folder
+            yield from _if_old(path, "unfinished work", days, now)
+
+
+def cache_overflow(settings: Settings) -> Iterator[Removable]:
+    """The least recently used cache files above the size limit; all of them can be fetched or made again: datasets and what was
+    decoded or tokenized of them, embeddings, trials, samples, downloaded checkpoints, copies from S3.
+
+    What is being made right now is none of them; see ``abandoned``. The spool of a source has no name and goes with its process.
     A dataset folder's files are hard links to the cached objects: one file, counted once, removed under all its names.
     """
     names: dict[int, list[Path]] = defaultdict(list)
     for path in settings.cache.rglob("*") if settings.cache.exists() else ():
-        # Locks and the scratch folders of running steps are no cache.
+        place = path.relative_to(settings.cache)
         if (
             path.is_file()
             and not path.is_symlink()
-            and path.relative_to(settings.cache).parts[0] not in ("locks", "scratch")
+            and place.parts[0] != "locks"
+            and not _is_half_made(place)
             and not path.name.endswith("-journal")  # SQLite's: it goes with its database, and protects it until then
         ):
             names[path.stat().st_ino].append(path)
@@ -101,12 +115,22 @@ def cache_overflow(settings: Settings) -> Iterator[Removable]:
             yield Removable("cache above the limit", str(path), size, (time.time() - stat.st_mtime) / _DAY)
 
 
-def _if_old(folder: Path, what: str, days: float, now: float) -> Iterator[Removable]:
-    files = [p for p in folder.rglob("*") if p.is_file()]
-    newest = max((p.stat().st_mtime for p in [*files, folder]), default=now)
-    age = (now - newest) / _DAY
+def _is_half_made(place: Path) -> bool:
+    """Whether a path below the cache belongs to something that is being made, or was when its process was killed."""
+    return (place.parts[:1] == ("scratch",) and len(place.parts) > 1) or any(part[0] == "." for part in place.parts)
+
+
+def _if_old(path: Path, what: str, days: float, now: float) -> Iterator[Removable]:
+    """A file, or a folder with all that is in it."""
+    try:
+        found = [p.stat() for p in path.rglob("*") if p.is_file()]
+        own = path.stat()
+    except FileNotFoundError:  # it was finished meanwhile
+        return
+    age = (now - max(status.st_mtime for status in [*found, own])) / _DAY
     if age >= days:
-        yield Removable(what, str(folder), sum(p.stat().st_size for p in files), age)
+        size = sum(status.st_size for status in found) if path.is_dir() else own.st_size
+        yield Removable(what, str(path), size, age)
 
 
 def _unlink(path: Path) -> None:
