@@ -133,13 +133,8 @@ def _train_texts(tokens: Tokens, dataset: DatasetRef) -> np.ndarray:
 
 def _labelled(tokens: Tokens) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray] | None:
     """What the kNN observer votes with and on, where train and val both hold classes."""
-    table = tokens.table
-    if table.label_type != "class":
-        return None
-    train, val = table.positions("train", labelled=True), table.positions("val", labelled=True)
-    if len(train) == 0 or len(val) == 0:
-        return None
-    return train, table.labels[train], val, table.labels[val]
+    (train, train_labels), (val, val_labels) = tokens.labelled("train"), tokens.labelled("val")
+    return (train, train_labels, val, val_labels) if len(train) and len(val) else None
 
 
 def _save(

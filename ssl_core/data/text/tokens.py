@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import IO
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import tokenizers
 
@@ -83,6 +84,22 @@ class Tokens:
         if split not in SIDES:
             raise ValueError(f"{split!r} is not a split: {', '.join(SIDES)}")
         return np.flatnonzero(in_split(self.folder, split))
+
+    def labelled(self, split: str) -> tuple[np.ndarray, np.ndarray]:
+        """Texts of a split that have a class, ascending, and its number, both ``(n,)`` int64; reads nothing else of the manifest.
+
+        None where labels are something else than one class.
+        """
+        info = read_info(self.folder)
+        if info.label_type != "class":
+            return np.zeros(0, np.int64), np.zeros(0, np.int64)
+        found = np.full(len(self), -1, dtype=np.int64)
+        for rows, column in _codes(self.folder, "label"):
+            # A missing label has the code -1, which is the last place here.
+            numbers = [info.classes.index(label) for label in column.dictionary.to_pylist()] + [-1]
+            found[rows] = np.asarray(numbers)[column.indices.fill_null(-1)]
+        positions = np.flatnonzero(in_split(self.folder, split) & (found >= 0))
+        return positions, found[positions]
 
     def lengths(self, positions: np.ndarray) -> np.ndarray:
         """Tokens of each of these texts, ``(n,)`` int64."""
@@ -161,12 +178,20 @@ def read_texts(folder: Path, *, skip: int = 0, rows: int = _ROWS) -> Iterator[tu
 def in_split(folder: Path, split: str) -> np.ndarray:
     """``(N,)`` bool: whether each text of a dataset folder belongs to ``split``."""
     found = np.zeros(pq.read_metadata(folder / MANIFEST_FILE).num_rows, dtype=bool)
-    row = 0
-    with pq.ParquetFile(folder / MANIFEST_FILE, buffer_size=_BUFFER, pre_buffer=False) as file:
-        for batch in file.iter_batches(batch_size=64 * _ROWS, columns=["split"]):
-            found[row : row + batch.num_rows] = batch.column("split").to_numpy(zero_copy_only=False) == split
-            row += batch.num_rows
+    for rows, column in _codes(folder, "split"):
+        found[rows] = np.asarray(column.indices) == column.dictionary.index(split).as_py()  # -1, where no row has it
     return found
+
+
+def _codes(folder: Path, column: str) -> Iterator[tuple[slice, pa.DictionaryArray]]:
+    """A column of few distinct values, some rows at a time, as codes into these: no string is made for a row."""
+    row = 0
+    with pq.ParquetFile(
+        folder / MANIFEST_FILE, read_dictionary=[column], buffer_size=_BUFFER, pre_buffer=False
+    ) as file:
+        for batch in file.iter_batches(batch_size=64 * _ROWS, columns=[column]):
+            yield slice(row, row + batch.num_rows), batch.column(0)
+            row += batch.num_rows
 
 
 def _build(
