@@ -192,6 +192,17 @@ def test_a_large_corpus_is_looked_at_here_and_there(monkeypatch: pytest.MonkeyPa
     assert sum(len(batch.sequences.ids) for batch in whole._hidden) == 100 * 14
 
 
+def test_frequencies_are_counted_over_texts_of_any_length() -> None:
+    ids, lengths = tokenizer().encode_flat(
+        [sentence for length in (1, 30, 2, 7) for sentence in sentences(9, length=length)]
+    )
+    texts, train = Texts(ids, offsets_of(lengths), None, []), np.arange(0, 36, 2)  # type: ignore[arg-type]
+    expected = np.zeros(tokenizer().size, dtype=np.int64)
+    for row in train:
+        np.add.at(expected, ids[texts.offsets[row] : texts.offsets[row + 1]], 1)
+    assert np.array_equal(monitor(texts, train=train, val=train)._frequencies(), expected)
+
+
 def test_texts_count_by_their_first_window() -> None:
     """A book is no more work than a note, and what is far down in it changes nothing."""
     rows = [sentence.split() for sentence in sentences(24, length=40)]

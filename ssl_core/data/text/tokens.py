@@ -23,7 +23,6 @@ from pathlib import Path
 from typing import IO
 
 import numpy as np
-import pyarrow as pa
 import pyarrow.parquet as pq
 import tokenizers
 
@@ -94,10 +93,9 @@ class Tokens:
         if info.label_type != "class":
             return np.zeros(0, np.int64), np.zeros(0, np.int64)
         found = np.full(len(self), -1, dtype=np.int64)
-        for rows, column in _codes(self.folder, "label"):
+        for rows, labels, codes in _codes(self.folder, "label"):
             # A missing label has the code -1, which is the last place here.
-            numbers = [info.classes.index(label) for label in column.dictionary.to_pylist()] + [-1]
-            found[rows] = np.asarray(numbers)[column.indices.fill_null(-1)]
+            found[rows] = np.asarray([*(info.classes.index(label) for label in labels), -1])[codes]
         positions = np.flatnonzero(in_split(self.folder, split) & (found >= 0))
         return positions, found[positions]
 
@@ -178,20 +176,31 @@ def read_texts(folder: Path, *, skip: int = 0, rows: int = _ROWS) -> Iterator[tu
 def in_split(folder: Path, split: str) -> np.ndarray:
     """``(N,)`` bool: whether each text of a dataset folder belongs to ``split``."""
     found = np.zeros(pq.read_metadata(folder / MANIFEST_FILE).num_rows, dtype=bool)
-    for rows, column in _codes(folder, "split"):
-        found[rows] = np.asarray(column.indices) == column.dictionary.index(split).as_py()  # -1, where no row has it
+    for rows, sides, codes in _codes(folder, "split"):
+        found[rows] = np.asarray([side == split for side in sides])[codes]
     return found
 
 
-def _codes(folder: Path, column: str) -> Iterator[tuple[slice, pa.DictionaryArray]]:
-    """A column of few distinct values, some rows at a time, as codes into these: no string is made for a row."""
+def _codes(folder: Path, column: str) -> Iterator[tuple[slice, list[str], np.ndarray]]:
+    """A column of few distinct values, some rows at a time: these rows, the values, and each row's place among them, -1 for none.
+
+    No string is made for a row, and nothing of Arrow's is called that would import pandas: that takes most of a second, and 40 MB.
+    """
     row = 0
     with pq.ParquetFile(
         folder / MANIFEST_FILE, read_dictionary=[column], buffer_size=_BUFFER, pre_buffer=False
     ) as file:
         for batch in file.iter_batches(batch_size=64 * _ROWS, columns=[column]):
-            yield slice(row, row + batch.num_rows), batch.column(0)
-            row += batch.num_rows
+            indices, count = batch.column(0).indices, batch.num_rows
+            codes = np.full(count, -1, dtype=np.int32)
+            if indices.null_count < count:
+                valid, data = indices.buffers()
+                codes = np.frombuffer(data, np.int32, count, offset=4 * indices.offset)
+                if indices.null_count:
+                    bits = np.unpackbits(np.frombuffer(valid, np.uint8), bitorder="little")
+                    codes = np.where(bits[indices.offset : indices.offset + count] > 0, codes, -1)
+            yield slice(row, row + count), batch.column(0).dictionary.to_pylist(), codes
+            row += count
 
 
 def _build(

@@ -13,11 +13,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from ssl_core.config.settings import Settings
 from ssl_core.config.tokenizer import TokenizerConfig
 from ssl_core.contracts import DatasetRef
+from ssl_core.data.dataset import read_info
 from ssl_core.data.text import tokens
 from ssl_core.data.text.parallel import LostWorker
 from ssl_core.data.text.tokenizer import Tokenizer
@@ -84,6 +87,26 @@ def test_ids_and_offsets_are_the_texts_in_manifest_order(
     assert opened.table.label_type == "class"
     with pytest.raises(ValueError, match="not a split"):
         opened.positions("tarin")
+
+
+def test_labels_are_those_of_the_table(tmp_path: Path, settings: Settings, tokenizer: Tokenizer) -> None:
+    write_folder(tmp_path / "work", TEXTS, splits=SPLITS)
+    labels = [("b", None, "a", None, None, "a", "b")[row % 7] for row in range(len(TEXTS))]
+    manifest = tmp_path / "work" / "manifest.parquet"
+    table = pq.read_table(manifest).drop_columns("label").append_column("label", pa.array(labels, pa.string()))
+    pq.write_table(table, manifest, row_group_size=4)
+    info = read_info(tmp_path / "work").model_copy(update={"classes": ["a", "b"]})
+    (tmp_path / "work" / "dataset.json").write_text(info.model_dump_json())
+    opened = tokens.open_tokens(stored_version(tmp_path / "work", tmp_path / "remote"), settings, tokenizer)
+    for split in ("train", "val"):
+        positions, numbers = opened.labelled(split)
+        assert positions.tolist() == opened.table.positions(split, labelled=True).tolist()
+        assert numbers.tolist() == opened.table.labels[positions].tolist()
+
+
+def test_no_text_has_a_label(ref: DatasetRef, settings: Settings, tokenizer: Tokenizer) -> None:
+    opened = tokens.open_tokens(ref, settings, tokenizer)
+    assert [part.tolist() for part in opened.labelled("train")] == [[], []]
 
 
 def test_a_large_vocabulary_needs_four_bytes(ref: DatasetRef, settings: Settings, tokenizer: Tokenizer) -> None:
