@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from importlib import import_module
 from typing import Any
 
-from ssl_core.config.project import PROJECTS
+from ssl_core.config.project import PROJECTS, ProjectConfig
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ MODALITIES = {
             pretrain="ssl_core.training.text_pretrain:prepare",
             bench="ssl_core.training.text_bench:open_bench",
             package="ssl_core.serving.text_package:PACKAGE",
-            fingerprint="ssl_core.training.text_pretrain:fingerprint",
+            fingerprint="ssl_core.data.text.outside:fingerprint",
         ),
     )
 }
@@ -54,6 +54,11 @@ MODALITIES = {
 def noun(modality: str) -> str:
     """What the samples of a modality are called, in the plural."""
     return PROJECTS[modality].noun
+
+
+def fingerprint(project: ProjectConfig) -> str:
+    """Changes with the files outside the dataset that pretraining reads; empty where it reads none."""
+    return str(part(project.modality, "fingerprint")(project)) if MODALITIES[project.modality].fingerprint else ""
 
 
 def part(modality: str, name: str) -> Any:

@@ -49,16 +49,19 @@ class Step:
     """``module:function(result, settings) -> bool``: whether a cached result still holds outside the store."""
 
 
-# What an encoder is made from; as a digest, its recipe. Source and splits are in it: an encoder that is reused for other
-# images or other splits may have been trained on what is now the test set.
+# What an encoder is made from; as a digest, its recipe. All of the data's section is in it but what concerns labels and what
+# only decides whether ingest fails: an encoder that is reused for samples that are read, grouped or split in another way may
+# have been trained on what is now the test set.
 _PRETRAIN = (
     "name",
     "modality",
-    "data.source",
-    "data.split",
-    "data.near_duplicates",
-    "data.image_size",
-    "data.channels",
+    "data",
+    "-data.labels",
+    "-data.label",
+    "-data.label_type",
+    "-data.classes",
+    "-data.id",
+    "-data.max_quarantined",
     "tokenizer",
     "encoder",
     "objective",
@@ -128,7 +131,7 @@ STEPS: tuple[Step, ...] = (
         inputs=("dataset", "tokenizer"),
         outputs=("encoder",),
         config=_PRETRAIN,
-        fingerprint="ssl_core.training.pretrain:fingerprint",
+        fingerprint="ssl_core.modalities:fingerprint",
         pool="gpu",
         resumable=True,
     ),

@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from ssl_core.config.project import ProjectConfig
 from ssl_core.contracts import ArtifactRef, DatasetRef
-from ssl_core.pipeline import STEPS, config_slice, get_step, producer, skip_reason, step_key, steps_for
+from ssl_core.pipeline import STEPS, config_slice, get_step, producer, recipe_digest, skip_reason, step_key, steps_for
 
 
 def artifact(sha: str) -> ArtifactRef:
@@ -92,6 +93,30 @@ def test_a_key_follows_what_the_step_reads_and_nothing_else(make_project):
     assert key != step_key(pretrain, make_project(pretrain={"epochs": 7}), inputs)
     assert key != step_key(pretrain, make_project(), {"dataset": artifact("2")})
     assert key != step_key(pretrain, make_project(), inputs, extra="x")
+
+
+HARMLESS = {"labels", "label", "label_type", "classes", "id", "max_quarantined"}
+
+
+@pytest.mark.parametrize("modality", ["image", "text"])
+def test_an_encoder_is_never_reused_for_samples_that_are_read_in_another_way(modality):
+    """It may have been trained on what is now the test set."""
+    other = {
+        "source": "elsewhere", "split": {"train": 0.6, "test": 0.3}, "near_duplicates": False, "image_size": 16, "channels": 3,
+        "max_pixels": 9, "min_side": 9, "text": "body", "unit": "line", "encoding": "cp1252", "max_characters": 500,
+        "min_characters": 9, "similarity": 0.5, "triples": "graph.csv", "labels": "l.csv", "label": "rating",
+        "label_type": "class" if modality == "image" else "classes", "classes": ["a", "b"], "id": "key", "max_quarantined": 0.5,
+    }  # fmt: skip
+
+    def project(**data):
+        task = {"name": f"{modality}-classification"}
+        return ProjectConfig.model_validate(
+            {"name": "tiny", "modality": modality, "task": task, "data": {"source": "here"} | data}
+        )
+
+    recipe = recipe_digest(project(), "pretrain")
+    for name in type(project().data).model_fields:
+        assert (recipe_digest(project(**{name: other[name]}), "pretrain") == recipe) == (name in HARMLESS), name
 
 
 def test_the_key_follows_the_source(make_project, monkeypatch):

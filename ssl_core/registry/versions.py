@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 from ssl_core.config.project import ProjectConfig
 from ssl_core.contracts import ModelRef
 from ssl_core.errors import CheckFailed, TryAgain
+from ssl_core.modalities import fingerprint
 from ssl_core.pipeline import digest, recipe_digest
 
 if TYPE_CHECKING:
@@ -37,8 +38,12 @@ def encoder_name(project: str) -> str:
 
 
 def encoder_recipe(project: ProjectConfig) -> str:
-    """Names how an encoder is made, the same on every machine: the thread count that ``resolve`` froze is left out."""
-    return recipe_digest(_machine_independent(project), "pretrain")
+    """Names how an encoder is made, the same on every machine: the thread count that ``resolve`` froze is left out.
+
+    Files that pretraining reads beside the dataset (a list of entities, a checkpoint) are part of it by their content.
+    """
+    recipe, files = recipe_digest(_machine_independent(project), "pretrain"), fingerprint(project)
+    return digest([recipe, files]) if files else recipe
 
 
 def model_recipe(project: ProjectConfig, encoder: str) -> str:

@@ -7,10 +7,9 @@ import math
 from dataclasses import asdict
 from typing import Any
 
-from ssl_core.config.project import ProjectConfig
 from ssl_core.contracts import DatasetRef
 from ssl_core.errors import CheckFailed
-from ssl_core.modalities import MODALITIES, part
+from ssl_core.modalities import part
 from ssl_core.pipeline import digest, recipe_digest
 from ssl_core.step import Output, StepContext, StepOutput
 from ssl_core.training.health import Observer, Unhealthy, report
@@ -25,11 +24,6 @@ _GAUGES = (
     "loss", "chance_loss", "spread", "effective_rank", "alignment", "uniformity", "knn_accuracy", "val_loss", "masked_accuracy",
     "unigram_accuracy", "data_wait_share",
 )  # fmt: skip
-
-
-def fingerprint(project: ProjectConfig) -> str:
-    """Changes with the files outside the dataset that pretraining reads; empty where the modality reads none."""
-    return str(part(project.modality, "fingerprint")(project)) if MODALITIES[project.modality].fingerprint else ""
 
 
 def run(ctx: StepContext) -> StepOutput:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import time
 from dataclasses import replace
@@ -13,7 +12,7 @@ import numpy as np
 import torch
 from safetensors.numpy import save_file
 
-from ssl_core.config.project import ProjectConfig, TextProject
+from ssl_core.config.project import TextProject
 from ssl_core.config.settings import Settings, expand
 from ssl_core.contracts import GOLDEN_FILE, DatasetRef
 from ssl_core.data.text import pretrained
@@ -49,17 +48,6 @@ _TRIAL_WORK = 150e9
 """Multiplications of a step of the trial on a CPU, at most: half a second; of a large network's batch a part is taken."""
 _WORTH = 1.1
 """bfloat16 has fewer digits, so it must be faster by this much to be taken."""
-
-
-def fingerprint(project: ProjectConfig) -> str:
-    """Changes with the entities to mask and the checkpoint to start from, where they are files of this machine."""
-    assert isinstance(project, TextProject)
-    entities, listing = project.objective.masking.entities, [pretrained.fingerprint(project.encoder.init_from)]
-    if entities is not None:
-        path = expand(entities)
-        # A file that is missing is the step's to report.
-        listing.append(hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else "")
-    return hashlib.sha256(json.dumps(listing).encode()).hexdigest() if any(listing) else ""
 
 
 def prepare(ctx: StepContext, dataset: DatasetRef, runtime: Runtime) -> Prepared:

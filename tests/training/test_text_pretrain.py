@@ -350,30 +350,6 @@ def test_a_remembered_trial_that_does_not_fit_is_made_anew(
 # ---- prior knowledge
 
 
-def test_the_key_changes_with_the_entities_and_not_without_them(tmp_path: Path, context: MakeContext) -> None:
-    names = tmp_path / "names.txt"
-    plain = context().project
-    project = context(objective={"masking": {"strategy": "entity", "entities": str(names)}}).project
-    assert text_pretrain.fingerprint(plain) == ""
-    missing = text_pretrain.fingerprint(project)
-    names.write_text("red tree\n")
-    first = text_pretrain.fingerprint(project)
-    names.write_text("red tree\nblue river\n")
-    assert len({missing, first, text_pretrain.fingerprint(project)}) == 3
-    names.write_text("red tree\n")
-    assert text_pretrain.fingerprint(project) == first
-
-
-def test_the_key_changes_with_the_checkpoint(tmp_path: Path, context: MakeContext) -> None:
-    folder = tmp_path / "start"
-    folder.mkdir()
-    (folder / "config.json").write_text("{}")
-    project = context(encoder={"init_from": str(folder)}).project
-    first = text_pretrain.fingerprint(project)
-    (folder / "config.json").write_text("{ }")
-    assert first != text_pretrain.fingerprint(project) != ""
-
-
 def test_entities_reach_the_masks(tmp_path: Path, context: MakeContext) -> None:
     (tmp_path / "names.txt").write_text("house bird\nfish road\n")
     ctx = context(epochs=1, objective={"masking": {"strategy": "entity", "entities": str(tmp_path / "names.txt")}})
