@@ -91,7 +91,7 @@ def run(ctx: StepContext) -> StepOutput:
     report = _write_report(ctx, config, len(source), quarantined, conflicts)
     _judge(ctx, len(source), samples, quarantined, report)
 
-    pairs = _pairs(kind, samples, traces, project)
+    pairs = _pairs(kind, found, samples, traces, project)
     manifest = _manifest(samples, pairs, config, before, _number(latest) + 1)
     by_id = {sample.sample_id: sample for sample in samples}
     ordered = [by_id[sample_id] for sample_id in manifest["sample_id"]]
@@ -257,12 +257,18 @@ def _classes(config: DataConfig, samples: list[_Sample]) -> list[str]:
     return sorted(labels if config.label_type == "class" else {name for label in labels for name in json.loads(label)})
 
 
-def _pairs(kind: Kind, samples: list[_Sample], traces: np.ndarray, project: ProjectConfig) -> np.ndarray:
-    """Pairs ``(P, 2)`` of samples that must stay on one side: near-duplicates, and parts of one document."""
+def _pairs(
+    kind: Kind, found: list[_Sample], samples: list[_Sample], traces: np.ndarray, project: ProjectConfig
+) -> np.ndarray:
+    """Pairs ``(P, 2)`` of ``samples`` that must stay on one side: near-duplicates, and parts of one document.
+
+    A part that is a copy of another document's, and was dropped for it, ties the two documents together: hence ``found``.
+    """
+    numbers = {sample.sample_id: number for number, sample in enumerate(samples)}
     parts: dict[str, list[int]] = {}
-    for number, sample in enumerate(samples):
+    for sample in found:
         if sample.item.document:
-            parts.setdefault(sample.item.document, []).append(number)
+            parts.setdefault(sample.item.document, []).append(numbers[sample.sample_id])
     pairs = [np.empty((0, 2), dtype=np.int64)]
     pairs += [np.stack([together[:-1], together[1:]], axis=1) for together in parts.values() if len(together) > 1]
     if project.data.near_duplicates:
@@ -327,9 +333,9 @@ def _write_report(
         with (folder / "quarantine.csv").open("w", newline="", encoding="utf-8") as text:
             csv.writer(text).writerows([("file", "reason"), *((p.file, p.reason) for p in [*quarantined, *conflicts])])
     link = ctx.tracker.artifact(folder / "quarantine.csv", "ingest") if quarantined or conflicts else ""
-    summary = _listing("could not be used", quarantined, _SHOWN) + _listing(
-        "had copies with different labels", conflicts, _SHOWN // 2
-    )
+    what = noun(ctx.project.modality)
+    summary = _listing(what, "could not be used", quarantined, _SHOWN)
+    summary += _listing(what, "had copies with different labels", conflicts, _SHOWN // 2)
     return StepOutput(
         outputs={"quarantine": Output("report", "quarantine")},
         links={"Quarantine list": link} if link else {},
@@ -350,7 +356,7 @@ def _judge(
             f"{len(quarantined)} of {files} {noun(project.modality)} could not be used, more than data.max_quarantined ({limit:.1%}); "
             "nothing was committed, the last published version stays in use",
             place=project.data.source,
-            next_step=f"mend or remove the files listed in {there}, or raise data.max_quarantined"
+            next_step=f"mend or remove those listed in {there}, or raise data.max_quarantined"
             + (f"\n  the list in MLflow: {link}" if link else ""),
             output=report,
         )
@@ -370,14 +376,15 @@ def _judge(
         )
 
 
-def _listing(what: str, problems: list[_Problem], shown: int) -> str:
+def _listing(noun: str, what: str, problems: list[_Problem], shown: int) -> str:
     """A short Markdown list; the whole one is in the report."""
     if not problems:
         return ""
     lines = [f"- `{_cut(p.file, 80)}`: {_cut(p.reason, 120)}" for p in problems[:shown]]
     if len(problems) > shown:
         lines.append(f"- and {len(problems) - shown} more, see quarantine.csv")
-    return f"\n{len(problems)} file{'s' if len(problems) > 1 else ''} {what}:\n\n" + "\n".join(lines) + "\n"
+    count = f"{len(problems):,} {noun if len(problems) > 1 else noun[:-1]}"
+    return f"\n{count} {what}:\n\n" + "\n".join(lines) + "\n"
 
 
 def _cut(text: str, size: int) -> str:

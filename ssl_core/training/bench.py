@@ -16,6 +16,8 @@ from ssl_core.training.state import CheckpointFiles
 
 Array = np.ndarray
 
+GOLDEN_SAMPLES = 16
+
 
 @dataclass(frozen=True)
 class Trained:
@@ -81,7 +83,7 @@ class Bench(Protocol):
         ...
 
     def golden(self, model: Any, positions: Array) -> dict[str, Array]:
-        """A few samples as a request, and ``probabilities``: the model's answers. For ``golden.safetensors``."""
+        """At most ``GOLDEN_SAMPLES`` of these as a request, and ``probabilities``: the model's answers. For ``golden.safetensors``."""
         ...
 
     def embed(self, positions: Array, random: int | None = None) -> Array:

@@ -22,7 +22,6 @@ from ssl_core.training.bench import Bench
 from ssl_core.training.runtime import resolve_runtime
 from ssl_core.training.state import CheckpointFiles
 
-GOLDEN_SAMPLES = 16
 TRAINING_FILE = "training.json"
 
 
@@ -50,7 +49,7 @@ def run(ctx: StepContext) -> StepOutput:
     folder = ctx.out / "model"
     bench.save(folder, made.model)
     # Computed by what was read back: registration compares with it.
-    golden = bench.golden(bench.load(folder), bench.table.positions("train")[:GOLDEN_SAMPLES])
+    golden = bench.golden(bench.load(folder), bench.table.positions("train"))
     save_file(golden, folder / GOLDEN_FILE)
     sample_ids = bench.table.manifest["sample_id"].to_numpy()[labelled].tolist()
     document = {

@@ -19,7 +19,7 @@ from ssl_core.models.encoder import EncoderInfo, load_encoder
 from ssl_core.models.resnet import ResNet
 from ssl_core.step import Progress, StepContext, Tracker
 from ssl_core.tasks.image_classification import schedule, train_classifier
-from ssl_core.training.bench import Classical, Trained
+from ssl_core.training.bench import GOLDEN_SAMPLES, Classical, Trained
 from ssl_core.training.runtime import Runtime
 from ssl_core.training.state import CheckpointFiles
 
@@ -88,7 +88,7 @@ class ImageBench:
         return scores
 
     def golden(self, model: ImageClassifier, positions: Array) -> dict[str, Array]:
-        pixels = np.ascontiguousarray(self._images.pixels[positions])
+        pixels = np.ascontiguousarray(self._images.pixels[positions[:GOLDEN_SAMPLES]])
         return {"pixels": pixels, "probabilities": model.predict_proba(pixels)}
 
     def embed(self, positions: Array, random: int | None = None) -> Array:

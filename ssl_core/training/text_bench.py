@@ -25,11 +25,14 @@ from ssl_core.pipeline import digest, source_digest
 from ssl_core.step import Progress, StepContext, Tracker
 from ssl_core.store import storage_errors
 from ssl_core.tasks.text_classification import train_classifier
-from ssl_core.training.bench import Classical, Trained
+from ssl_core.training.bench import GOLDEN_SAMPLES, Classical, Trained
 from ssl_core.training.runtime import Runtime
 from ssl_core.training.state import CheckpointFiles
 
 Array = np.ndarray
+
+_GOLDEN_TOKENS = 1024
+"""A longer text is taken for the golden batch only where there is no other."""
 
 
 def open_bench(ctx: StepContext, dataset: DatasetRef, runtime: Runtime) -> TextBench:
@@ -110,7 +113,7 @@ class TextBench:
 
     def golden(self, model: TextClassifier, positions: Array) -> dict[str, Array]:
         # The served model gets strings, so the golden answers begin with them too.
-        texts = texts_at(self._tokens.folder, positions)
+        texts = golden_texts(self._tokens, positions)
         return pack(texts) | {"probabilities": model.cpu().predict(texts)}
 
     def embed(self, positions: Array, random: int | None = None) -> Array:
@@ -137,6 +140,14 @@ class TextBench:
 
     def _random(self, number: int) -> TextEncoder:
         return random_encoder(self._folder, self._tokenizer, self._project.pretrain.seed + number)
+
+
+def golden_texts(tokens: Tokens, positions: Array) -> list[str]:
+    """The first short ones of the texts at ``positions``, or the shortest if all are long: they travel with every model."""
+    lengths = tokens.lengths(positions)
+    short = positions[lengths <= _GOLDEN_TOKENS]
+    chosen = short if len(short) else positions[[lengths.argmin()]]
+    return texts_at(tokens.folder, chosen[:GOLDEN_SAMPLES])
 
 
 def texts_at(folder: Path, positions: Array) -> list[str]:

@@ -162,7 +162,11 @@ def _words(folder: Path, side: np.ndarray) -> np.ndarray:
 
 def summary(tokenizer: Tokenizer, origin: dict[str, Any], fits: dict[str, Fit], max_length: int) -> str:
     """A few lines of Markdown for people."""
-    lines = [f"**{tokenizer.kind} tokenizer, {tokenizer.size:,} tokens**, {origin['how']}."]
+    first = fits.get("train") or next(iter(fits.values()))
+    lines = [
+        f"**{tokenizer.kind} tokenizer, {tokenizer.size:,} tokens**, {origin['how']}; {first.fertility:.2f} tokens a word, "
+        f"{first.unknown_rate:.2%} unknown."
+    ]
     for name, fit in fits.items():
         lines.append(
             f"- {name}: {fit.texts:,} texts, {fit.tokens:,} tokens, {fit.fertility:.2f} tokens a word, {fit.unknown_rate:.2%} unknown; "

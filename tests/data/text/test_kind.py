@@ -141,6 +141,21 @@ def test_parts_of_a_long_text_stay_on_one_side(ingested: Callable[..., Any]) -> 
     assert sum(len(whole[i]) for i in parts["sample_id"]) >= 0.98 * len(long)  # what was cut is space
 
 
+def test_documents_with_a_part_in_common_stay_on_one_side(ingested: Callable[..., Any]) -> None:
+    """That part is kept once; without it nothing else would tie what is left of the second document to the first."""
+
+    def words(kind: str) -> str:
+        return "".join(f"{kind}{i * 7919 % 100_003:06} " for i in range(12)) + "end "
+
+    rows = [{"text": words("a") + words("b") + words("c")}, {"text": words("d") + words("b") + words("e")}]
+    _, manifest, _ = ingested(
+        lines(*rows, *({"text": text} for text in TEXTS)), max_characters=100, near_duplicates=False
+    )
+    parts = manifest[manifest["source"].str.match(r"a\.jsonl:[12](#|$)")]
+    assert len(parts) == 5
+    assert parts["group"].nunique() == 1
+
+
 def test_near_duplicates_share_a_group(ingested: Callable[..., Any]) -> None:
     base = (
         "The actors carry a thin story through two hours that never feel long, and the music stays with you for days, "
