@@ -33,15 +33,12 @@ from ssl_core.step import StepContext
 from ssl_core.training.memory import keep_freed_memory
 from ssl_core.training.prepared import Prepared
 from ssl_core.training.runtime import Precision, Runtime
-from ssl_core.training.text_bench import texts_at
+from ssl_core.training.text_bench import golden_texts
 from ssl_core.training.text_health import TextMonitor
 
 MIN_TRAIN_TEXTS = 8
 MIN_TRAIN_TOKENS = 64
 """Of fewer there is next to nothing to hide."""
-GOLDEN_TEXTS = 16
-_GOLDEN_TOKENS = 1024
-"""A longer text is not taken for the golden batch, unless all are: it travels with every model."""
 _TRIAL_STEPS, _TRIAL_WARMUP, _TRIAL_SECONDS = 20, 2, 2.0
 """Steps in all, those of each precision that do not count, and after how long both have had enough."""
 _TRIAL_WORK = 150e9
@@ -131,10 +128,7 @@ def _save(
     """The encoder folder, with a golden batch computed by what was read back from it: registration compares with that."""
     save_encoder(folder, encoder, head, info, tokenizer)
     loaded, _, info, tokenizer = load_encoder(folder)
-    lengths = tokens.lengths(train)
-    short = train[lengths <= _GOLDEN_TOKENS]
-    chosen = short if len(short) else train[[lengths.argmin()]]
-    texts = texts_at(tokens.folder, chosen[:GOLDEN_TEXTS])
+    texts = golden_texts(tokens, train)
     save_file(pack(texts) | {"features": embed_texts(loaded, tokenizer, info.max_length, texts)}, folder / GOLDEN_FILE)
 
 
