@@ -79,7 +79,7 @@ WRITTEN = {
 
 RECIPES: dict[str, dict[str, Any]] = {
     "mlm": {
-        "tokenizer": {"kind": "wordpiece"},
+        "tokenizer": {"kind": "wordpiece", "size": 8000},
         "encoder": {"layers": 2, "hidden": 128, "max_length": 128},
         "objective": {"name": "mlm"},
         "pretrain": {"epochs": 30, "batch_tokens": 1024, "learning_rate": 2e-3},
@@ -87,15 +87,15 @@ RECIPES: dict[str, dict[str, Any]] = {
     "minilm-adapted": {
         "encoder": {"init_from": "sample://minilm", "max_length": 128},
         "objective": {"name": "mlm"},
-        "pretrain": {"epochs": 2, "batch_tokens": 2048, "learning_rate": 2e-4},
+        "pretrain": {"epochs": 1, "batch_tokens": 2048, "learning_rate": 2e-4},
     },
 }
 """Parts of a project file; ``random`` and ``minilm`` have the encoder of the line that they are compared with."""
 TASKS: dict[str, dict[str, dict[str, Any]]] = {
-    "random": {"10%": {"epochs": 8}, "100%": {"epochs": 4}},
-    "mlm": {"10%": {"epochs": 8}, "100%": {"epochs": 4}},
-    "minilm": {"10%": {"epochs": 5, "encoder_learning_rate": 5e-5}, "100%": {"epochs": 3, "encoder_learning_rate": 5e-5}},
-    "minilm-adapted": {"10%": {"epochs": 5, "encoder_learning_rate": 5e-5}, "100%": {"epochs": 3, "encoder_learning_rate": 5e-5}},
+    "random": {share: {"epochs": 4, "encoder_learning_rate": 5e-4} for share in SHARES},
+    "mlm": {share: {"epochs": 4, "encoder_learning_rate": 5e-4} for share in SHARES},
+    "minilm": {"10%": {"epochs": 5, "encoder_learning_rate": 5e-5}, "100%": {"epochs": 2, "encoder_learning_rate": 5e-5}},
+    "minilm-adapted": {"10%": {"epochs": 5, "encoder_learning_rate": 5e-5}, "100%": {"epochs": 2, "encoder_learning_rate": 5e-5}},
 }  # fmt: skip
 QUICK = {
     "mlm": {"pretrain": {"epochs": 1, "batch_tokens": 8192}},
