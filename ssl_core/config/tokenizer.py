@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from ssl_core.config.base import IN_FORM, Section
 
@@ -28,3 +28,15 @@ class TokenizerConfig(Section):
     added: tuple[str, ...] = Field(
         default=(), max_length=10_000, description="Words that are one token each, whatever was learned"
     )
+
+    @field_validator("added")
+    @classmethod
+    def _words(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        for number, word in enumerate(value, start=1):
+            if not word.strip():
+                raise ValueError(f"word {number} is blank")
+            if word != word.strip():
+                raise ValueError(f"word {number} has blanks around it; write {word.strip()!r}")
+        if len(set(value)) != len(value):
+            raise ValueError("a word is listed twice")
+        return value

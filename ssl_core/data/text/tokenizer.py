@@ -129,7 +129,17 @@ class Tokenizer:
         return " ".join(part for part in (*parts, self.decode(ids[start:])) if part)
 
     def add_words(self, words: Sequence[str]) -> None:
-        """Makes each of ``words`` one token; those that the vocabulary lacks get new ids at the end."""
+        """Makes each of ``words`` one token; those that the vocabulary lacks get new ids at the end.
+
+        Raises ``UserError`` where one is a special token: texts would then hold what stands for no text.
+        """
+        special = {token.content for token in self._backend.get_added_tokens_decoder().values() if token.special}
+        if taken := [word for word in words if word in special]:
+            raise UserError(
+                f"{', '.join(taken)}: a special token of the tokenizer, which never occurs in a text",
+                place="tokenizer.added",
+                next_step="remove it from tokenizer.added",
+            )
         self._backend.add_tokens(
             [
                 AddedToken(

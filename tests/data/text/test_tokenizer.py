@@ -136,6 +136,13 @@ def test_words_added_later_get_new_ids_at_the_end() -> None:
     assert tokenizer.size == before + 2
 
 
+def test_a_special_token_is_no_word_to_add() -> None:
+    tokenizer, before = made("wordpiece"), made("wordpiece")
+    with pytest.raises(UserError, match=r"tokenizer\.added: \[MASK\]: a special token"):
+        tokenizer.add_words(["zebra", "[MASK]"])
+    assert (tokenizer.special_ids, tokenizer.size) == (before.special_ids, before.size), "nothing was added"
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_saved_and_loaded_it_is_the_same(kind: str, tmp_path: Path) -> None:
     tokenizer = made(kind, added=("plot",))
