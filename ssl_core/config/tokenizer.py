@@ -29,6 +29,13 @@ class TokenizerConfig(Section):
         default=(), max_length=10_000, description="Words that are one token each, whatever was learned"
     )
 
+    @field_validator("size")
+    @classmethod
+    def _size_in_range(cls, value: int | str) -> int | str:
+        if isinstance(value, int) and not 300 <= value <= 200_000:
+            raise ValueError("must be between 300 and 200000, or auto")
+        return value
+
     @field_validator("added")
     @classmethod
     def _words(cls, value: tuple[str, ...]) -> tuple[str, ...]:

@@ -43,6 +43,8 @@ def test_the_modality_decides_which_sections_there_are() -> None:
         ({"pretrain": {"batch_size": 3}}, "pretrain.batch_size: unknown key"),
         ({"pretrain": {"budget": "soon"}}, "pretrain.budget: must be a whole number of seconds, minutes or hours"),
         ({"tokenizer": {"kind": "words"}}, "tokenizer.kind: should be 'wordpiece', 'bpe' or 'unigram'"),
+        ({"tokenizer": {"size": 100}}, "tokenizer.size: must be between 300 and 200000, or auto, got 100"),
+        ({"tokenizer": {"size": -5}}, "tokenizer.size: must be between 300 and 200000, or auto, got -5"),
         ({"tokenizer": {"added": ["cat", ""]}}, "tokenizer.added: word 2 is blank"),
         ({"tokenizer": {"added": [" cat"]}}, "tokenizer.added: word 1 has blanks around it; write 'cat'"),
         ({"tokenizer": {"added": ["cat", "dog", "cat"]}}, "tokenizer.added: a word is listed twice"),

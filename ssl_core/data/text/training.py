@@ -103,10 +103,11 @@ def train(texts: Iterable[str], config: TokenizerConfig, *, size: int | None = N
         )
     if size is None:
         size = advise_size(count_words(chosen, config), config) if config.size == "auto" else int(config.size)
-    room = size - len(config.added)
-    if room < (300 if config.kind == "bpe" else 100):
+    room, least = size - len(config.added), 300 if config.kind == "bpe" else 100
+    if room < least:
         raise UserError(
-            f"{size} tokens leave no room beside {len(config.added)} added words", place="tokenizer.size",
+            f"{size} tokens are too few: {config.kind} takes {least} or more"
+            + (f", and the added words take {len(config.added)}" if config.added else ""), place="tokenizer.size",
             next_step=f"set it to {len(config.added) + 1000} or more, or to auto",
         )  # fmt: skip
     learn = {"wordpiece": _wordpiece, "bpe": _bpe, "unigram": _unigram}[config.kind]

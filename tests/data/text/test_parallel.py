@@ -26,7 +26,7 @@ KIND = np.dtype(np.uint16)
 
 @pytest.fixture(scope="module")
 def tokenizer() -> Tokenizer:
-    return train(PROSE, TokenizerConfig(size=200, added=("plot",)))
+    return train(PROSE, TokenizerConfig(size=300, added=("plot",)))
 
 
 def batches(count: int) -> Iterator[tuple[int, list[str]]]:
@@ -80,7 +80,7 @@ def batches():
     for number in range(50):
         yield number, ["a text"]
 if __name__ == "__main__":
-    tokenizer = train({PROSE!r}, TokenizerConfig(size=200))
+    tokenizer = train({PROSE!r}, TokenizerConfig(size=300))
     encoded = encode_batches(batches(), tokenizer, np.dtype(np.uint16), 2)
     next(encoded)
     print(*(child.pid for child in multiprocessing.active_children()), flush=True)

@@ -41,7 +41,7 @@ def context(tmp_path: Path, make_context: Callable[..., StepContext]) -> Callabl
 
 
 def test_figures_by_hand(tmp_path: Path, settings: Settings) -> None:
-    tokenizer = train(["play plays red"] * 9 + ["s e d z"], TokenizerConfig(size=110, min_frequency=9))
+    tokenizer = train(["play plays red"] * 9 + ["s e d z"], TokenizerConfig(min_frequency=9), size=110)
     texts = ["plays red zoo", "play", "", "red 药药 red", "red red red red red red red"]
     splits = ["train", "train", "val", "val", "test"]
     ref = make_version(tmp_path, texts, splits=splits)
@@ -146,7 +146,7 @@ def checkpoint(folder: Path, tokenizer: Tokenizer) -> Path:
 def test_a_checkpoint_s_tokenizer_is_taken_and_words_are_added_at_its_end(
     tmp_path: Path, context: Callable[..., StepContext]
 ) -> None:
-    original = train(["completely other words"] * 5, TokenizerConfig(size=200))
+    original = train(["completely other words"] * 5, TokenizerConfig(size=300))
     folder = checkpoint(tmp_path / "checkpoint", original)
     ctx = context(
         PROSE * 3,
@@ -165,7 +165,7 @@ def test_a_checkpoint_s_tokenizer_is_taken_and_words_are_added_at_its_end(
 
 def test_the_fingerprint_follows_a_local_checkpoint_s_tokenizer(tmp_path: Path) -> None:
     assert fingerprint(project()) == ""
-    folder = checkpoint(tmp_path / "checkpoint", train(PROSE, TokenizerConfig(size=200)))
+    folder = checkpoint(tmp_path / "checkpoint", train(PROSE, TokenizerConfig(size=300)))
     config = project(encoder={"init_from": str(folder)})
     first = fingerprint(config)
     assert first

@@ -72,7 +72,7 @@ def test_a_text_that_names_a_special_token_holds_none(kind: str, lowercase: bool
 
 
 def test_what_goes_on_with_a_word_wordpiece() -> None:
-    tokenizer = train(["play plays played"] * 9 + ["go! 药"] * 2, TokenizerConfig(size=110, min_frequency=9))
+    tokenizer = train(["play plays played"] * 9 + ["go! 药"] * 2, TokenizerConfig(min_frequency=9), size=110)
     tokens = spelled(tokenizer, "Plays, goes 药药 played")
     assert " ".join(tokens) == "plays [UNK] g ##o ##e ##s 药 药 played"
     assert is_in_one_word(tokenizer, "Plays, goes 药药 played") == [token.startswith("##") for token in tokens]
@@ -99,7 +99,7 @@ def test_what_goes_on_with_a_word_bpe(text: str, words: list[str]) -> None:
 
 
 def test_what_goes_on_with_a_word_unigram() -> None:
-    tokenizer = train(["play plays, played"] * 9, TokenizerConfig(kind="unigram", size=120, min_frequency=1))
+    tokenizer = train(["play plays, played"] * 9, TokenizerConfig(kind="unigram", min_frequency=1), size=120)
     marks = {token: bool(tokenizer.continues[number]) for token, number in tokenizer._backend.get_vocab().items()}
     assert marks["s"] is True
     assert marks[","] is False

@@ -123,7 +123,7 @@ def test_the_second_opening_tokenizes_nothing(ref: DatasetRef, settings: Setting
     assert len(counting.seen) == 30
     assert_right(open_with(counting, ref, settings), tokenizer)
     assert len(counting.seen) == 30
-    other = train(PROSE, TokenizerConfig(size=200))
+    other = train(PROSE, TokenizerConfig(size=300))
     assert_right(tokens.open_tokens(ref, settings, other), other)  # another tokenizer, another address
     assert len(list((settings.cache / "tokens").iterdir())) == 2
 

@@ -75,9 +75,11 @@ def test_control_characters_alone_teach_nothing_but_do_not_crash() -> None:
 
 
 def test_no_room_beside_the_added_words() -> None:
-    with pytest.raises(UserError, match="leave no room") as raised:
+    with pytest.raises(UserError, match="wordpiece takes 100 or more, and the added words take 300") as raised:
         training.train(PROSE, TokenizerConfig(size=310, added=tuple(f"word{i}" for i in range(300))))
     assert raised.value.place == "tokenizer.size"
+    with pytest.raises(UserError, match="200 tokens are too few: bpe takes 300 or more\n"):
+        training.train(PROSE, TokenizerConfig(kind="bpe"), size=200)
 
 
 def test_more_characters_than_tokens() -> None:
