@@ -8,6 +8,9 @@ from pydantic import Field, model_validator
 
 from ssl_core.config.base import IN_FORM, Section
 
+LAYERS, HIDDEN, HEAD_WIDTH = 2, 128, 64
+"""Of a transformer from scratch, where the project does not say."""
+
 
 class EncoderConfig(Section):
     """What every encoder has."""
@@ -67,9 +70,13 @@ class TransformerConfig(EncoderConfig):
 
     @model_validator(mode="after")
     def _sizes_fit(self) -> TransformerConfig:
-        hidden = self.hidden or 128
         if self.init_from is None:
-            heads = self.heads or max(1, hidden // 64)
+            hidden = self.hidden or HIDDEN
+            heads = self.heads or max(1, hidden // HEAD_WIDTH)
             if hidden % heads:
                 raise ValueError(f"hidden ({hidden}) must be a multiple of heads ({heads})")
+            if self.arch == "modernbert" and hidden // heads % 2:
+                raise ValueError(
+                    f"hidden ({hidden}) must be an even multiple of heads ({heads}): rotary positions turn pairs of features"
+                )
         return self

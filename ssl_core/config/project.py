@@ -10,7 +10,7 @@ from pydantic_core import PydanticCustomError
 
 from ssl_core.config.base import IN_FORM, Section
 from ssl_core.config.data import DataConfig, ImageDataConfig, TextDataConfig
-from ssl_core.config.encoders import EncoderConfig, ResNetConfig, TransformerConfig
+from ssl_core.config.encoders import LAYERS, EncoderConfig, ResNetConfig, TransformerConfig
 from ssl_core.config.objectives import MLMConfig, ObjectiveConfig, SimCLRConfig
 from ssl_core.config.pretrain import ImagePretrainConfig, PretrainConfig, TextPretrainConfig
 from ssl_core.config.runner import RunnerConfig, RunnerField
@@ -182,6 +182,22 @@ class TextProject(ProjectConfig):
         default_factory=TextClassificationConfig, description="What the labels are for"
     )
     evaluate: TextEvaluateConfig = Field(default_factory=TextEvaluateConfig, description="Did it help?")
+
+    @model_validator(mode="after")
+    def _task_fits(self) -> TextProject:
+        """What would else be found when the encoder is already pretrained, or even fine-tuned."""
+        task, encoder = self.task, self.encoder
+        if task.class_weights == "balanced" and self.data.label_type == "number":
+            message = "numbers have no classes that could be balanced; write `none`, or another `data.label_type`"
+            raise PydanticCustomError("elsewhere", message, {"key": "task.class_weights"})
+        if task.labels != "all" and task.labels < 2 * task.folds:
+            message = f"{task.labels} labels are too few for {task.folds} folds of two or more"
+            raise PydanticCustomError("elsewhere", message, {"key": "task.folds"})
+        layers = encoder.layers or (LAYERS if encoder.init_from is None else None)
+        if task.method == "full" and layers is not None and task.frozen_layers > layers:
+            message = f"asks for {task.frozen_layers} frozen layers, but the encoder has {layers}"
+            raise PydanticCustomError("elsewhere", message, {"key": "task.frozen_layers"})
+        return self
 
 
 PROJECTS: dict[str, type[ProjectConfig]] = {"image": ImageProject, "text": TextProject}

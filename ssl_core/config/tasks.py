@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from ssl_core.config.base import IN_FORM, Section
 
@@ -122,10 +122,17 @@ class TextClassificationConfig(TaskConfig):
         default=0,
         ge=0,
         le=20,
-        description="Cross-validate inside the label budget with so many folds, and report it; 0: not",
+        description="Cross-validate inside the label budget with so many folds (2 to 20), and report it; 0: not",
     )
     stride: int = Field(
         default=32,
         ge=0,
         description="Tokens that neighbouring windows of a long text share; a text's scores are its windows' mean",
     )
+
+    @field_validator("folds")
+    @classmethod
+    def _more_than_one(cls, value: int) -> int:
+        if value == 1:
+            raise ValueError("one fold leaves nothing to train on; must be 0, or 2 to 20")
+        return value

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from safetensors.torch import save_file
 
-from ssl_core.config.encoders import TransformerConfig
+from ssl_core.config.encoders import HEAD_WIDTH, HIDDEN, LAYERS, TransformerConfig
 from ssl_core.data.text.checkpoint import CONFIG_FILE, WEIGHTS_FILE, Checkpoint, inspect, shortened
 from ssl_core.errors import UserError
 from ssl_core.models.text_encoder import MLMHead, TextEncoder, join, split
@@ -28,7 +28,6 @@ if TYPE_CHECKING:
 
 SCHEMA_VERSION = 1
 INFO_FILE = "encoder.json"
-_LAYERS, _HIDDEN, _HEAD_WIDTH = 2, 128, 64
 _RUN_AGAIN = "fetch the folder again, or run the step that makes it again"
 
 # Our configuration's word for a size, and the library's.
@@ -131,12 +130,12 @@ def random_encoder(source: Path | TextInfo, tokenizer: Tokenizer, seed: int) -> 
 
 def _sizes_from(config: TransformerConfig, tokenizer: Tokenizer) -> dict[str, Any]:
     """The library's configuration for an encoder from scratch."""
-    hidden = config.hidden or _HIDDEN
+    hidden = config.hidden or HIDDEN
     values = {
         "vocab_size": tokenizer.size,
         "hidden_size": hidden,
-        "num_hidden_layers": config.layers or _LAYERS,
-        "num_attention_heads": config.heads or max(1, hidden // _HEAD_WIDTH),
+        "num_hidden_layers": config.layers or LAYERS,
+        "num_attention_heads": config.heads or max(1, hidden // HEAD_WIDTH),
         "intermediate_size": config.intermediate or 4 * hidden,
         "max_position_embeddings": config.max_length,
         "pad_token_id": tokenizer.pad_id,

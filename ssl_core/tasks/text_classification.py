@@ -25,7 +25,7 @@ from ssl_core.models.text_windows import Windows, cut, evaluating, mean_by_text,
 from ssl_core.step import NoProgress, NoTracker, Progress, Tracker
 from ssl_core.tasks.text_batches import Order
 from ssl_core.tasks.text_descent import Checkpoints, Follower, Watch, descend
-from ssl_core.tasks.text_folds import cross_validate, hold_out
+from ssl_core.tasks.text_folds import cross_validate, hold_out, require_enough
 from ssl_core.tasks.text_targets import Targets, loss_of, loss_of_scores, make_targets
 
 if TYPE_CHECKING:
@@ -90,6 +90,7 @@ def train_classifier(
     if threads is not None:
         torch.set_num_threads(threads)
     targets = make_targets(texts.table, labelled, config)
+    require_enough(len(targets), config.folds)
     follow = Follower(stop or threading.Event(), progress or NoProgress(), tracker or NoTracker(), checkpoints)
     classes = texts.table.classes if targets.label_type != "number" else []
 
@@ -109,8 +110,6 @@ def train_classifier(
 
     model, record = train(np.arange(len(labelled)), follow)
     if config.folds:
-        if config.folds == 1:
-            raise UserError("one fold leaves nothing to train on", place="task.folds", next_step="use 2 or more, or 0")
         record["cross_validation"] = cross_validate(fold, targets, config.folds, config.seed)
     return model.cpu(), record
 

@@ -37,6 +37,16 @@ def hold_out(strata: np.ndarray, seed: int) -> np.ndarray:
     return (assign_folds(strata, HELD_OUT, seed) == 0) & (sizes[position] > 1)
 
 
+def require_enough(labels: int, folds: int) -> None:
+    """Raises ``UserError`` where there are fewer labels than twice the folds. To be asked before anything is trained."""
+    if labels < 2 * folds:
+        raise UserError(
+            f"{labels} labels are too few for {folds} folds of two or more",
+            place="task.folds",
+            next_step=f"set task.folds to {labels // 2 if labels >= 4 else 0} or less, or raise task.labels",
+        )
+
+
 def cross_validate(
     train: Callable[[np.ndarray], Callable[[np.ndarray], np.ndarray]], targets: Targets, folds: int, seed: int
 ) -> dict[str, Any]:
@@ -48,15 +58,7 @@ def cross_validate(
 
     Returns JSON values: ``folds``, ``metric`` and for it and the ``loss`` ``mean``, ``std`` and ``values``. The metric is the
     accuracy (class), the micro-averaged F1 of what is at 0.5 or more (classes), or the mean absolute error (number).
-
-    Raises ``UserError`` where there are fewer labels than twice the folds.
     """
-    if len(targets) < 2 * folds:
-        raise UserError(
-            f"{len(targets)} labels are too few for {folds} folds of two or more",
-            place="task.folds",
-            next_step=f"set task.folds to {len(targets) // 2 if len(targets) >= 4 else 0} or less, or raise task.labels",
-        )
     fold = assign_folds(targets.strata, folds, seed)
     metrics, losses = [], []
     for one in range(folds):

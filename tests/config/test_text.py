@@ -48,6 +48,21 @@ def test_the_modality_decides_which_sections_there_are() -> None:
         ({"tokenizer": {"added": ["cat", ""]}}, "tokenizer.added: word 2 is blank"),
         ({"tokenizer": {"added": [" cat"]}}, "tokenizer.added: word 1 has blanks around it; write 'cat'"),
         ({"tokenizer": {"added": ["cat", "dog", "cat"]}}, "tokenizer.added: a word is listed twice"),
+        (
+            {"encoder": {"arch": "modernbert", "hidden": 24, "heads": 8}},
+            "encoder: hidden (24) must be an even multiple of heads (8)",
+        ),
+        ({"task": {"folds": 1}}, "task.folds: one fold leaves nothing to train on; must be 0, or 2 to 20, got 1"),
+        ({"task": {"folds": 4, "labels": 7}}, "task.folds: 7 labels are too few for 4 folds"),
+        (
+            {"task": {"class_weights": "balanced"}, "data": {"source": "x", "label_type": "number"}},
+            "task.class_weights: numbers have no classes that could be balanced",
+        ),
+        ({"task": {"frozen_layers": 3}}, "task.frozen_layers: asks for 3 frozen layers, but the encoder has 2"),
+        (
+            {"task": {"frozen_layers": 5}, "encoder": {"layers": 4, "init_from": "x"}},
+            "task.frozen_layers: asks for 5 frozen layers, but the encoder has 4",
+        ),
         ({"task": {"method": "adapters"}}, "task.method: should be 'full', 'linear' or 'lora'"),
     ],
 )
@@ -55,6 +70,20 @@ def test_mistakes_name_the_key(changes: dict[str, Any], told: str) -> None:
     with pytest.raises(UserError) as caught:
         parse_project(MINIMAL | changes)
     assert told in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"task": {"frozen_layers": 6}, "encoder": {"init_from": "sample://minilm"}},  # how many it has is not said here
+        {"task": {"frozen_layers": 6, "method": "lora"}},
+        {"task": {"folds": 3, "labels": 6}},
+        {"task": {"folds": 20}},
+        {"encoder": {"arch": "modernbert", "hidden": 24, "heads": 6}},
+    ],
+)
+def test_what_fits_passes(changes: dict[str, Any]) -> None:
+    parse_project(MINIMAL | changes)
 
 
 def test_a_tokenizer_is_no_key_of_images() -> None:

@@ -290,8 +290,12 @@ def test_cross_validation_stays_beside_the_model() -> None:
     several_folds = fit(numbers(), folds=2, **FAST)[1]["cross_validation"]
     assert several_folds["metric"] == "mean_absolute_error"
     assert several_folds["loss"]["mean"] < 2, "in the standardised numbers that are trained on"
-    with pytest.raises(UserError, match=r"task\.folds"):
-        fit(colours(), folds=1, **BRIEF)
+
+
+def test_too_few_labels_for_the_folds_are_told_before_anything_is_trained(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(task, "build_classifier", lambda *_: pytest.fail("a model was built"))
+    with pytest.raises(UserError, match=r"task\.folds: 24 labels are too few for 13 folds"):
+        fit(colours(), folds=13, **BRIEF)
 
 
 def test_a_loss_that_is_not_finite_stops_with_the_key() -> None:

@@ -7,7 +7,7 @@ import pytest
 
 from ssl_core.config.tasks import TextClassificationConfig
 from ssl_core.errors import UserError
-from ssl_core.tasks.text_folds import assign_folds, cross_validate, hold_out, measure
+from ssl_core.tasks.text_folds import assign_folds, cross_validate, hold_out, measure, require_enough
 from ssl_core.tasks.text_targets import Targets, make_targets
 from tests.texts import make_texts, sentences
 
@@ -64,7 +64,9 @@ def test_each_text_is_scored_once_by_a_model_that_has_not_seen_it() -> None:
 
 def test_too_few_labels_for_the_folds() -> None:
     with pytest.raises(UserError, match=r"task\.folds: 20 labels are too few for 11 folds"):
-        cross_validate(lambda rows: lambda held: np.zeros((len(held), 2)), targets(), 11, seed=0)
+        require_enough(20, 11)
+    require_enough(20, 10)
+    require_enough(1, 0)
 
 
 def test_metrics_by_hand() -> None:
