@@ -2,14 +2,40 @@
 
 from __future__ import annotations
 
+import re
 from typing import Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from ssl_core.config.base import IN_FORM, Section
 
 LAYERS, HIDDEN, HEAD_WIDTH = 2, 128, 64
 """Of a transformer from scratch, where the project does not say."""
+
+CHECKPOINT_FORMS = "a folder in Hugging Face form, sample://minilm, models:/NAME/VERSION or hf://ORGANISATION/NAME"
+REGISTERED = re.compile(r"models:/([^/@]+)/([0-9]+)")
+"""Name and version of an encoder that this platform registered."""
+ON_HUB = re.compile(r"hf://([\w.-]+/[\w.-]+?)(?:@([\w./-]+))?")
+"""Repository and revision on the Hugging Face hub."""
+
+
+def check_init_from(value: str) -> None:
+    """Raises ``ValueError`` where ``value`` has none of ``CHECKPOINT_FORMS``; whether anything lies there is not looked at."""
+    scheme, found, rest = value.partition("://")
+    if value.startswith("models:"):
+        if not REGISTERED.fullmatch(value):
+            raise ValueError(
+                "does not name a version; write models:/NAME/VERSION with the version's number, as MLflow's registry shows it "
+                "(an alias may move)"
+            )
+    elif found and scheme == "hf":
+        if not ON_HUB.fullmatch(value) or ".." in value:
+            raise ValueError("is no name on the hub; write hf://ORGANISATION/NAME, or add @REVISION")
+    elif found and scheme == "sample":
+        if rest != "minilm":
+            raise ValueError("is no bundled checkpoint; sample://minilm is")
+    elif found:
+        raise ValueError(f"{scheme}:// cannot be read; name {CHECKPOINT_FORMS}")
 
 
 class EncoderConfig(Section):
@@ -63,10 +89,18 @@ class TransformerConfig(EncoderConfig):
     )
     init_from: str | None = Field(
         default=None,
+        min_length=1,
         description="Weights and tokenizer to start from: a folder in Hugging Face form (safetensors only), sample://minilm, a registered "
         "encoder models:/NAME/VERSION, or a hub id hf://ORGANISATION/NAME where the network allows it",
         json_schema_extra=IN_FORM,
     )
+
+    @field_validator("init_from")
+    @classmethod
+    def _known_form(cls, value: str | None) -> str | None:
+        if value is not None:
+            check_init_from(value)
+        return value
 
     @model_validator(mode="after")
     def _sizes_fit(self) -> TransformerConfig:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from ssl_core.config.base import Section
 
@@ -68,9 +68,18 @@ class MaskingConfig(Section):
     span_length: float = Field(default=3.0, ge=1, le=20, description="Mean length of a span, tokens (span)")
     entities: str | None = Field(
         default=None,
+        min_length=1,
         description="A file of entities, one a line, or of a knowledge graph (CSV or TSV: subject, relation, object), whose subjects and "
         "objects are the entities. A relative path is taken from the project file's folder",
     )
+
+    @field_validator("entities")
+    @classmethod
+    def _a_file(cls, value: str | None) -> str | None:
+        scheme, found, _ = (value or "").partition("://")
+        if found:
+            raise ValueError(f"{scheme}:// cannot be read; name a file on this machine")
+        return value
 
     @model_validator(mode="after")
     def _consistent(self) -> MaskingConfig:

@@ -52,6 +52,27 @@ def test_the_modality_decides_which_sections_there_are() -> None:
             {"encoder": {"arch": "modernbert", "hidden": 24, "heads": 8}},
             "encoder: hidden (24) must be an even multiple of heads (8)",
         ),
+        ({"encoder": {"init_from": ""}}, "encoder.init_from: "),
+        ({"encoder": {"init_from": "s3://b/x"}}, "encoder.init_from: s3:// cannot be read; name a folder"),
+        (
+            {"encoder": {"init_from": "models:/x@champion"}},
+            "encoder.init_from: does not name a version; write models:/NAME/VERSION",
+        ),
+        ({"encoder": {"init_from": "models:/x/latest"}}, "encoder.init_from: does not name a version"),
+        ({"encoder": {"init_from": "models:x"}}, "encoder.init_from: does not name a version"),
+        (
+            {"encoder": {"init_from": "sample://nope"}},
+            "encoder.init_from: is no bundled checkpoint; sample://minilm is",
+        ),
+        (
+            {"encoder": {"init_from": "hf://bert-base-uncased"}},
+            "encoder.init_from: is no name on the hub; write hf://ORGANISATION/NAME",
+        ),
+        ({"encoder": {"init_from": "hf://../../etc/passwd"}}, "encoder.init_from: is no name on the hub"),
+        (
+            {"objective": {"masking": {"strategy": "entity", "entities": "s3://b/names.txt"}}},
+            "objective.masking.entities: s3:// cannot be read; name a file on this machine",
+        ),
         ({"task": {"folds": 1}}, "task.folds: one fold leaves nothing to train on; must be 0, or 2 to 20, got 1"),
         ({"task": {"folds": 4, "labels": 7}}, "task.folds: 7 labels are too few for 4 folds"),
         (

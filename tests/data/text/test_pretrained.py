@@ -43,7 +43,7 @@ def test_a_sound_folder_is_itself(tmp_path: Path, settings: Settings, monkeypatc
 
 @pytest.mark.parametrize("name", ["nowhere", "s3://bucket/model", "sample://nothing", "https://example.org/model"])
 def test_what_names_nothing(name: str, settings: Settings) -> None:
-    assert "hf://" in _refused(name, settings, "no folder|cannot be read|no checkpoint called").next_step
+    assert "hf://" in _refused(name, settings, "no folder|cannot be read|no bundled checkpoint").next_step
 
 
 def test_the_tokenizer_must_be_there_fit_and_have_a_mask(tmp_path: Path, settings: Settings) -> None:
