@@ -71,7 +71,9 @@ def find(init_from: str, settings: Settings) -> Path:
     else:
         folder = expand(init_from)
         if not folder.is_dir():
-            raise UserError(f"there is no folder {folder}", place=_PLACE, next_step=f"name {CHECKPOINT_FORMS}")
+            raise UserError(
+                f"there is no folder {folder}{_on_hub(folder)}", place=_PLACE, next_step=f"name {CHECKPOINT_FORMS}"
+            )
     checkpoint = inspect(folder)
     tokenizer = Tokenizer.load(folder)
     if tokenizer.size > checkpoint.vocabulary:
@@ -81,6 +83,13 @@ def find(init_from: str, settings: Settings) -> Path:
             next_step=f"put the {TOKENIZER_FILE} into the folder that the weights were trained with",
         )
     return folder
+
+
+def _on_hub(folder: Path) -> str:
+    """``, did you mean hf://a/b?`` where ``a/b`` was written: a project's paths are made absolute, so what is there tells."""
+    address = f"hf://{folder.parent.name}/{folder.name}"
+    is_bare = not folder.parent.exists() and folder.parent.parent.is_dir() and ON_HUB.fullmatch(address)
+    return f", did you mean {address}?" if is_bare else ""
 
 
 def fingerprint(init_from: str | None) -> str:

@@ -46,6 +46,13 @@ def test_what_names_nothing(name: str, settings: Settings) -> None:
     assert "hf://" in _refused(name, settings, "no folder|cannot be read|no bundled checkpoint").next_step
 
 
+def test_a_bare_name_on_the_hub(tmp_path: Path, settings: Settings) -> None:
+    _refused(str(tmp_path / "org/tiny"), settings, r"there is no folder .*/org/tiny, did you mean hf://org/tiny\?")
+    (tmp_path / "org").mkdir()
+    for other in ("org/tiny", "tiny", "a/b/c"):
+        _refused(str(tmp_path / other), settings, f"there is no folder .*/{other}\n")
+
+
 def test_the_tokenizer_must_be_there_fit_and_have_a_mask(tmp_path: Path, settings: Settings) -> None:
     folder = write_checkpoint(tmp_path / "it")
     write_tokenizer(folder, (*SPECIALS, *WORDS, "more"))
