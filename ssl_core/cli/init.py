@@ -84,7 +84,7 @@ def look(name: str, data: str, modality: str | None = None) -> Look:
 
 
 def _modality(data: str) -> str:
-    """Texts where there are files of texts and no images, else images."""
+    """Texts where there are files of texts and no images, else images. Raises ``UserError`` where no file may be either."""
     if data.startswith("sample://"):
         from ssl_core.data.samples import SAMPLES
 
@@ -93,7 +93,7 @@ def _modality(data: str) -> str:
     from PIL import Image
 
     from ssl_core.data.files import Rules, open_files
-    from ssl_core.data.layout import LABELS_FILE
+    from ssl_core.data.layout import LABELS_FILE, is_sidecar
     from ssl_core.data.text.files import READERS, ending
 
     try:
@@ -104,7 +104,15 @@ def _modality(data: str) -> str:
         )
     except UserError:
         return "image"  # whoever opens it next says what is wrong
-    endings = {ending(name) for name in files.names if files.is_one or Path(name).name != LABELS_FILE}
+    names = [name for name in files.names if files.is_one or Path(name).name != LABELS_FILE]
+    endings = {ending(name) for name in names}
+    if not endings & set(READERS) and all(map(is_sidecar, names)):
+        raise UserError(
+            f"no images and no texts in {data}",
+            place="--data",
+            next_step="name a folder that holds image files (.png, .jpg and whatever else Pillow reads) or text files "
+            f"({', '.join(READERS)}), directly or in one folder per class",
+        )
     return "text" if endings & set(READERS) and not endings & set(Image.registered_extensions()) else "image"
 
 

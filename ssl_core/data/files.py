@@ -25,6 +25,14 @@ class Rules:
     """A larger file is refused; None where files are read as a stream."""
     one_file: bool = False
     """Whether the source may be a single file."""
+    endings: tuple[str, ...] = ()
+    """What their names end with, to tell people; empty where that is not what decides."""
+
+    @property
+    def next_step(self) -> str:
+        """What to do where there is none."""
+        endings = f" ({', '.join(self.endings)})" if self.endings else ""
+        return f"put {self.noun.removesuffix('s')} files{endings} there, directly or in one folder per class"
 
 
 class Files(Protocol):

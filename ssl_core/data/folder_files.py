@@ -104,7 +104,7 @@ class FolderFiles:
         raise UserError(
             f"no {noun} in {there}" + (f" ({self.ignored} files that are no {noun})" if self.ignored else ""),
             place="data.source",
-            next_step=f"put {noun.removesuffix('s')} files there, directly or in one folder per class",
+            next_step=self._rules.next_step,
         )
 
     def fingerprint(self, tables: Sequence[Table | None] = ()) -> str:

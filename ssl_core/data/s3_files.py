@@ -116,8 +116,7 @@ class S3Files:
         raise UserError(
             f"no {noun} in {self.root}" + (f" ({self.ignored} objects that are no {noun})" if self.ignored else ""),
             place="data.source",
-            next_step=f"put {noun.removesuffix('s')} files there, directly or in one folder per class; "
-            "what stands in data.source is taken as a folder",
+            next_step=f"{self._rules.next_step}; what stands in data.source is taken as a folder",
         )
 
     def fingerprint(self, tables: Sequence[Table | None] = ()) -> str:

@@ -132,8 +132,18 @@ def test_missing_empty_and_imageless_folders(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no such folder"):
         look("x", str(tmp_path / "nowhere"))
     (tmp_path / "empty").mkdir()
-    with pytest.raises(UserError, match="no images"):
-        look("x", str(tmp_path / "empty"))
+    for name in ("", "labels.csv", "notes.md"):
+        if name:
+            (tmp_path / "empty" / name).write_text("file,label\n")
+        with pytest.raises(UserError, match=r"no images and no texts in .*empty\n") as caught:
+            look("x", str(tmp_path / "empty"))
+        assert ".png" in caught.value.next_step
+        assert ".jsonl" in caught.value.next_step
+    with pytest.raises(UserError, match="no images in"):
+        look("x", str(tmp_path / "empty"), "image")
+    with pytest.raises(UserError, match="no texts in") as caught:
+        look("x", str(tmp_path / "empty"), "text")
+    assert "put text files (.txt, .jsonl, .ndjson, .csv, .tsv, .parquet) there" in caught.value.next_step
     (tmp_path / "text").mkdir()
     (tmp_path / "text" / "a.png").write_text("this is no image")
     with pytest.raises(UserError, match="none of the 1 file looked at is an image"):

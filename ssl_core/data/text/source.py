@@ -28,7 +28,9 @@ from ssl_core.data.text.triples import numbered_triples, sentence
 from ssl_core.errors import TryAgain, UserError
 from ssl_core.step import Bar, NoProgress, Progress
 
-RULES = Rules("texts", wanted=lambda name: ending(name) in READERS, most_bytes=None, one_file=True)
+RULES = Rules(
+    "texts", wanted=lambda name: ending(name) in READERS, most_bytes=None, one_file=True, endings=tuple(READERS)
+)
 _SHOWN_EVERY = 1000
 _NO_LABEL = -1
 
