@@ -5,14 +5,22 @@ any other exception is a defect and keeps its own.
 """
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
+
+_NAMES_SHOWN = 5
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:
     """``, did you mean `x`?`` for the near miss among ``known``, else nothing."""
     close = difflib.get_close_matches(word, list(known), n=1, cutoff=0.6)
     return f", did you mean `{close[0]}`?" if close else ""
+
+
+def shortened(names: Sequence[str]) -> str:
+    """The first few names, and how many more there are."""
+    more = len(names) - _NAMES_SHOWN
+    return ", ".join(names[:_NAMES_SHOWN]) + (f" and {more} more" if more > 0 else "")
 
 
 class StepError(Exception):

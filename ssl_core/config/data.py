@@ -6,6 +6,7 @@ import re
 from typing import Literal
 
 from pydantic import Field, field_validator, model_validator
+from pydantic_core import PydanticCustomError
 
 from ssl_core.config.base import IN_FORM, Section
 
@@ -174,6 +175,14 @@ class TextDataConfig(DataConfig):
             except LookupError:
                 raise ValueError("is no text encoding that Python knows; for example utf-8, cp1252, gb18030") from None
         return value
+
+    @model_validator(mode="after")
+    def _label_is_not_the_text(self) -> TextDataConfig:
+        if self.label == self.text:
+            raise PydanticCustomError(
+                "elsewhere", "is the column of `data.text`; name another one", {"key": "data.label"}
+            )
+        return self
 
     @model_validator(mode="after")
     def _numbers_have_no_classes(self) -> TextDataConfig:

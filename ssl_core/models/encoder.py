@@ -6,7 +6,6 @@ Light on purpose (torch, numpy, safetensors, Pillow): this module travels inside
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,7 +17,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from ssl_core.config.encoders import ResNetConfig
-from ssl_core.errors import UserError
+from ssl_core.errors import UserError, shortened
 from ssl_core.models.resnet import ResNet
 
 if TYPE_CHECKING:
@@ -27,7 +26,6 @@ if TYPE_CHECKING:
 SCHEMA_VERSION = 1
 WEIGHTS_FILE = "encoder.safetensors"
 INFO_FILE = "encoder.json"
-_NAMES_SHOWN = 5
 
 
 @dataclass(frozen=True)
@@ -158,7 +156,7 @@ def load_weights(module: nn.Module, path: Path) -> list[str]:
         ],
     }
     if any(faults.values()):
-        lines = [f"{kind}: {_shortened(names)}" for kind, names in faults.items() if names]
+        lines = [f"{kind}: {shortened(names)}" for kind, names in faults.items() if names]
         raise UserError(
             f"the weights do not fit the architecture ({len(wanted)} tensors wanted, {len(found)} found)\n  "
             + "\n  ".join(lines),
@@ -174,11 +172,6 @@ _RUN_AGAIN = "fetch the folder again, or run the step that makes it again"
 
 def _form(tensor: Tensor) -> str:
     return f"{str(tensor.dtype).removeprefix('torch.')}{list(tensor.shape)}"
-
-
-def _shortened(names: Sequence[str]) -> str:
-    more = len(names) - _NAMES_SHOWN
-    return ", ".join(names[:_NAMES_SHOWN]) + (f" and {more} more" if more > 0 else "")
 
 
 def save_encoder(folder: Path, encoder: nn.Module, info: EncoderInfo) -> None:

@@ -14,8 +14,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
-from ssl_core.data.text.checkpoint import ARCHITECTURES, CONFIG_FILE, FETCH_AGAIN, Checkpoint, shortened
-from ssl_core.errors import UserError
+from ssl_core.data.text.checkpoint import ARCHITECTURES, CONFIG_FILE, FETCH_AGAIN, Checkpoint
+from ssl_core.errors import UserError, shortened
 
 _SAME_CHECKPOINT = "use weights and config.json of the same checkpoint"
 _NOT_OURS = ("pooler.", "embeddings.position_ids", "embeddings.token_type_ids", "rotary_emb.")

@@ -18,8 +18,8 @@ import torch
 from safetensors.torch import save_file
 
 from ssl_core.config.encoders import HEAD_WIDTH, HIDDEN, LAYERS, TransformerConfig
-from ssl_core.data.text.checkpoint import CONFIG_FILE, WEIGHTS_FILE, Checkpoint, inspect, shortened
-from ssl_core.errors import UserError
+from ssl_core.data.text.checkpoint import CONFIG_FILE, WEIGHTS_FILE, Checkpoint, inspect
+from ssl_core.errors import UserError, shortened
 from ssl_core.models.text_encoder import MLMHead, TextEncoder, join, split
 from ssl_core.models.text_loading import LoadReport, from_checkpoint, library_config, model_class, new_model, tensors_of
 

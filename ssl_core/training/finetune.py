@@ -13,7 +13,7 @@ from ssl_core.config.tasks import TaskConfig
 from ssl_core.contracts import GOLDEN_FILE, DatasetRef, ModelRef
 from ssl_core.data.budgets import nested_draws
 from ssl_core.data.table import SampleTable
-from ssl_core.errors import UserError
+from ssl_core.errors import UserError, shortened
 from ssl_core.evaluation.metrics import HEADLINES, class_quality, classes_quality, label_spread, number_quality
 from ssl_core.modalities import noun, part
 from ssl_core.pipeline import digest, recipe_digest
@@ -90,7 +90,7 @@ def draw_labels(table: SampleTable, task: TaskConfig) -> np.ndarray:
     missing = _unlabeled_classes(labels, table.classes) if table.label_type == "class" else []
     if missing:
         raise UserError(
-            f"no labelled training sample of {', '.join(missing)} ({len(available)} labelled in all, {len(table.classes)} classes)",
+            f"no labelled training sample of {shortened(missing)} ({len(available)} labelled in all, {len(table.classes)} classes)",
             place="data.labels",
             next_step="label at least one sample of each class (two or more are better), or list fewer data.classes",
         )

@@ -52,6 +52,8 @@ def test_the_modality_decides_which_sections_there_are() -> None:
             {"encoder": {"arch": "modernbert", "hidden": 24, "heads": 8}},
             "encoder: hidden (24) must be an even multiple of heads (8)",
         ),
+        ({"data": {"source": "x", "text": "label"}}, "data.label: is the column of `data.text`; name another one"),
+        ({"data": {"source": "x", "text": "a", "label": "a"}}, "data.label: is the column of `data.text`"),
         ({"encoder": {"init_from": ""}}, "encoder.init_from: "),
         ({"encoder": {"init_from": "s3://b/x"}}, "encoder.init_from: s3:// cannot be read; name a folder"),
         (

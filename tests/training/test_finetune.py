@@ -14,7 +14,7 @@ import pytest
 from safetensors.numpy import load_file
 
 from ssl_core.config.project import ImageProject, ProjectConfig
-from ssl_core.config.tasks import ImageClassificationConfig
+from ssl_core.config.tasks import ImageClassificationConfig, TextClassificationConfig
 from ssl_core.contracts import ModelRef
 from ssl_core.errors import CheckFailed, TryAgain, UserError
 from ssl_core.models.classifier import load_classifier
@@ -25,6 +25,7 @@ from ssl_core.tasks import image_classification as classification
 from ssl_core.training import finetune, image_bench
 from ssl_core.training.image_bench import ImageBench
 from ssl_core.training.runtime import Runtime
+from tests.texts import make_texts, sentences
 from tests.training.conftest import CLASSES, DATASET, ENCODER, TINY, striped_images
 
 RUNTIME = Runtime("cpu", "float32", 1)
@@ -158,6 +159,14 @@ def test_too_few_labels_is_the_users_error(
         finetune.run(ctx)
     assert caught.value.next_step
     assert not list(ctx.out.iterdir())
+
+
+def test_many_classes_without_a_label_are_counted_and_a_few_named() -> None:
+    table = make_texts(sentences(4), ["a"] * 4, classes=[*"abcdefghij"]).table
+    with pytest.raises(
+        UserError, match=r"no labelled training sample of b, c, d, e, f and 4 more \(4 labelled in all, 10"
+    ):
+        finetune.draw_labels(table, TextClassificationConfig())
 
 
 class Killed(BaseException):

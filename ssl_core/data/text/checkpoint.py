@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ssl_core.errors import UserError
+from ssl_core.errors import UserError, shortened
 
 CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "model.safetensors"
@@ -26,7 +26,6 @@ _PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
 _TEXT_BYTES = 200_000_000
 _JSON_BYTES = {CONFIG_FILE: 1_000_000, INDEX_FILE: 50_000_000}
 _DTYPES = ("F16", "BF16", "F32", "F64")
-_NAMES_SHOWN = 5
 # Ways to run foreign code or foreign arithmetic, and what a library writes about itself.
 _DROPPED = ("auto_map", "custom_pipelines", "transformers_version", "_name_or_path", "torch_dtype", "dtype")
 
@@ -134,12 +133,6 @@ _CONVERT = (
     "choose a checkpoint that has model.safetensors; or, if you trust this one, convert it: "
     "AutoModelForMaskedLM.from_pretrained(FOLDER).save_pretrained(NEW), and the same with AutoTokenizer"
 )
-
-
-def shortened(names: list[str]) -> str:
-    """The first few names, and how many more there are."""
-    more = len(names) - _NAMES_SHOWN
-    return ", ".join(names[:_NAMES_SHOWN]) + (f" and {more} more" if more > 0 else "")
 
 
 def _check_files(folder: Path) -> None:
