@@ -9,7 +9,7 @@ import unicodedata
 from collections.abc import Iterator
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ssl_core.data.text import encodings
@@ -91,6 +91,7 @@ def test_nothing_gives_nothing(data: bytes) -> None:
     assert list(text_chunks(io.BytesIO(data))) == []
 
 
+@settings(deadline=None)
 @given(TEXTS)
 def test_any_text_comes_back(text: str) -> None:
     for name in ("utf-8", "utf-16", "utf-32"):
@@ -173,6 +174,7 @@ def joined(pieces: Iterator[tuple[int, str, bool]]) -> dict[int, str]:
     return found
 
 
+@settings(deadline=None)
 @given(st.lists(st.text("ab\n 這", max_size=6)))
 def test_lines_are_those_of_the_whole_text(chunks: list[str]) -> None:
     whole = "".join(chunks).split("\n")
@@ -182,6 +184,7 @@ def test_lines_are_those_of_the_whole_text(chunks: list[str]) -> None:
     assert list(whole_lines(iter(chunks), 1000)) == list(enumerate(whole, 1))
 
 
+@settings(deadline=None)
 @given(st.lists(st.text("ab\n", max_size=6)), st.integers(1, 5))
 def test_a_line_that_is_too_long_is_none_and_the_others_stay(chunks: list[str], longest: int) -> None:
     whole = whole_lines(iter(chunks), 1000)

@@ -12,7 +12,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ssl_core.config.data import TextDataConfig
@@ -94,6 +94,7 @@ def test_texts_and_labels_of_any_language(kind: str) -> None:
 
 
 @pytest.mark.parametrize("kind", ["jsonl", "csv", "tsv", "parquet"])
+@settings(deadline=None)
 @given(texts=st.lists(TEXTS, max_size=4))
 def test_what_a_library_writes_is_read_back(kind: str, texts: list[str]) -> None:
     content = read(f"a.{kind}", as_file(kind, texts))

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ssl_core.config.project import ProjectConfig
@@ -105,6 +105,7 @@ def test_a_label_has_one_form(value: object, label_type: Any, label: str | None)
     assert canonical_label(value, label_type) == label
 
 
+@settings(deadline=None)
 @given(st.lists(st.text(st.characters(exclude_categories=["Cs", "Cc"]), min_size=1).filter(lambda s: s == s.strip())))
 def test_classes_are_a_set_in_any_order(names: list[str]) -> None:
     found = canonical_label(names, "classes")
@@ -112,6 +113,7 @@ def test_classes_are_a_set_in_any_order(names: list[str]) -> None:
     assert found == canonical_label(names[::-1] + names, "classes") == canonical_label(found, "classes")
 
 
+@settings(deadline=None)
 @given(st.floats(allow_nan=False, allow_infinity=False))
 def test_numbers_are_kept_exactly(number: float) -> None:
     found = canonical_label(number, "number")

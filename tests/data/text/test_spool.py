@@ -13,7 +13,7 @@ from itertools import pairwise
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ssl_core.data.text.spool import BadText, Spool, cut
@@ -191,6 +191,7 @@ def drawn_apart(left: str, right: str) -> bool:
     )
 
 
+@settings(deadline=None)
 @given(PIECES, st.integers(1, 40))
 def test_no_cut_loses_anything_or_is_too_long(pieces: list[str], most: int) -> None:
     parts = list(cut(pieces, most))
@@ -198,6 +199,7 @@ def test_no_cut_loses_anything_or_is_too_long(pieces: list[str], most: int) -> N
     assert all(0 < len(part) <= most for part in parts)
 
 
+@settings(deadline=None)
 @given(PIECES, st.integers(1, 40))
 def test_the_pieces_make_no_difference(pieces: list[str], most: int) -> None:
     assert list(cut(pieces, most)) == list(cut(["".join(pieces)], most))
@@ -223,6 +225,7 @@ def test_what_is_drawn_as_one_is_not_cut(make: Callable[[int], str], sign: str) 
         assert any(sign in part for part in parts), before
 
 
+@settings(deadline=None)
 @given(st.text("ab這e\u0301👍\U0001f3fd\u200d\u1112\u1161", max_size=100).filter(lambda text: len(text) > 1))
 def test_cuts_lie_between_signs_wherever_there_is_room(text: str) -> None:
     parts = list(cut(["x" * 200 + text + "y" * 200], 100))
