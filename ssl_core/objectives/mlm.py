@@ -50,7 +50,7 @@ class MLM(nn.Module):
         """Loss (scalar) and metrics (detached scalars on the device) of sequences whose ids are on the CPU.
 
         Which tokens are hidden, and how, depends on (seed, step) and the batch alone. Metrics: ``masked_accuracy``, the
-        share of hidden tokens that are the most probable ones. Raises ``ValueError`` where there is no token to hide.
+        share of hidden tokens that are the most probable ones. A batch without a token to hide has the loss 0.
         """
         lengths = sequences.lengths.numpy()
         count = self.masker.count(lengths) if self.count is None else self.count
@@ -62,13 +62,17 @@ class MLM(nn.Module):
         )
         hidden = self.encoder.hidden(Sequences(inputs, sequences.lengths), positions)
         loss, correct = predict(self.head, hidden, targets)
-        return loss, {"masked_accuracy": correct / len(targets)}
+        return loss, {"masked_accuracy": correct / max(1, len(targets))}
 
 
 def predict(head: MLMHead, hidden: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean of ``-log P(target)`` in float32, and how many targets are most probable, from outputs ``(k, D)``, targets ``(k,)``."""
+    """Mean of ``-log P(target)`` in float32, and how many targets are most probable, from outputs ``(k, D)``, targets ``(k,)``.
+
+    Both are 0 where k is: nothing is learned from a batch of special tokens ([UNK] is one), and no gradient is missing.
+    """
     if len(targets) == 0:
-        raise ValueError("no token is hidden: the batch holds special tokens only")
+        nothing = hidden.float().sum() * 0
+        return nothing, nothing.detach()
     loss, correct = _Prediction.apply(head.transform(hidden), head.weight, head.bias, targets)  # type: ignore[no-untyped-call]
     return loss, correct
 

@@ -69,7 +69,7 @@ class TextMonitor:
     train: np.ndarray
     """Positions of training texts ``(N,)``; ``GAUGE_SAMPLES`` of them, evenly spaced, are embedded."""
     val: np.ndarray
-    """Positions of val texts, of which tokens are hidden; where there are none, those of ``train`` are taken."""
+    """Positions of val texts, of which tokens are hidden; where there are none to hide, those of ``train`` are taken."""
     device: str = "cpu"
     precision: str = "float32"
     labelled: tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray] | None = None
@@ -78,13 +78,15 @@ class TextMonitor:
 
     def __post_init__(self) -> None:
         counts = self._frequencies()
+        counts[list(self.tokenizer.special_ids)] = 0  # [UNK] is often there and never hidden
         share = counts[counts > 0] / max(1, counts.sum())
         self.entropy = float(-(share * np.log(share)).sum())
         self.vocabulary = len(counts)
-        self._hidden = self._hide(self.val if len(self.val) else self.train)
-        targets = torch.cat([batch.targets for batch in self._hidden]).numpy()
-        self.unigram_accuracy = float((targets == counts.argmax()).mean())
-        """What always guessing the most frequent token of the training texts gets."""
+        self._hidden = self._hide(self.val) or self._hide(self.train)
+        common = [float(np.mean(batch.targets.numpy() == counts.argmax())) for batch in self._hidden]
+        sizes = [len(batch.targets) for batch in self._hidden]
+        self.unigram_accuracy = float(np.average(common, weights=sizes)) if sizes else None
+        """What always guessing the most frequent token of the training texts gets; None where no token can be hidden."""
         self.train = evenly(self.train, GAUGE_SAMPLES)
         if self.labelled is not None:
             train, train_labels, val, val_labels = self.labelled
@@ -121,8 +123,10 @@ class TextMonitor:
             unigram_accuracy=self.unigram_accuracy,
         )
 
-    def _guess(self) -> tuple[float, float]:
-        """Mean loss and accuracy on the hidden tokens of the val texts."""
+    def _guess(self) -> tuple[float, float] | tuple[None, None]:
+        """Mean loss and accuracy on the hidden tokens of the val texts, where there are any."""
+        if not self._hidden:
+            return None, None
         loss = correct = total = 0.0
         encoder, head = self.objective.encoder, self.objective.head
         kind = torch.device(self.device).type
@@ -157,19 +161,7 @@ class TextMonitor:
 
     def _frequencies(self) -> np.ndarray:
         """How often each token occurs in the training texts, ``(V,)``: in all of them, or in evenly spaced ones."""
-        counts = np.zeros(int(self.tokenizer.size), dtype=np.int64)
-        lengths = self.store.offsets[self.train + 1] - self.store.offsets[self.train]
-        stride = max(1, math.ceil(float(lengths.sum()) / _COUNTED))
-        starts, sizes = windows(self.store.offsets, self.train[::stride], 1 << 16)
-        ends = sizes.cumsum()
-        few = int(np.searchsorted(ends, _COUNTED)) + 1  # up to the one with which it is enough
-        starts, sizes, ends = starts[:few], sizes[:few], ends[:few]
-        # Many windows at once, each token by its place in the store: there are short ones by the hundred thousand.
-        for part in np.array_split(np.arange(len(ends)), math.ceil(int(ends[-1]) / 2**20) if len(ends) else 1):
-            shift = starts[part] - (sizes[part].cumsum() - sizes[part])
-            places = np.arange(int(sizes[part].sum())) + np.repeat(shift, sizes[part])
-            counts += np.bincount(self.store.ids[places], minlength=len(counts))
-        return counts
+        return frequencies(self.store, self.train, int(self.tokenizer.size), _COUNTED)
 
     def _hide(self, positions: np.ndarray) -> list[_Hidden]:
         starts, lengths = windows(self.store.offsets, evenly(positions, 4 * GAUGE_SAMPLES), self.max_length - SPECIAL)
@@ -178,7 +170,8 @@ class TextMonitor:
         chosen = evenly(np.arange(len(starts)), few)
         chosen = chosen[np.argsort(lengths[chosen], kind="stable")]
         found: list[_Hidden] = []
-        for part in np.array_split(chosen, math.ceil(int((lengths[chosen] + SPECIAL).sum()) / _BATCH_TOKENS)):
+        parts = math.ceil(int((lengths[chosen] + SPECIAL).sum()) / _BATCH_TOKENS)
+        for part in np.array_split(chosen, max(1, parts)):
             if len(part) == 0:
                 continue
             whole = gather(self.store.ids, starts[part], lengths[part], self.tokenizer.cls_id, self.tokenizer.sep_id)
@@ -188,6 +181,23 @@ class TextMonitor:
                 inputs, places, targets = map(torch.from_numpy, (masked.inputs, masked.positions, masked.targets))
                 found.append(_Hidden(Sequences(inputs, whole.lengths), places, targets.long()))
         return found
+
+
+def frequencies(store: Store, positions: np.ndarray, size: int, limit: int) -> np.ndarray:
+    """How often each of ``size`` tokens occurs in the texts at ``positions``, ``(size,)``: in about ``limit`` tokens, evenly spaced."""
+    counts = np.zeros(size, dtype=np.int64)
+    lengths = store.offsets[positions + 1] - store.offsets[positions]
+    stride = max(1, math.ceil(float(lengths.sum()) / limit))
+    starts, sizes = windows(store.offsets, positions[::stride], 1 << 16)
+    ends = sizes.cumsum()
+    few = int(np.searchsorted(ends, limit)) + 1  # up to the one with which it is enough
+    starts, sizes, ends = starts[:few], sizes[:few], ends[:few]
+    # Many windows at once, each token by its place in the store: there are short ones by the hundred thousand.
+    for part in np.array_split(np.arange(len(ends)), math.ceil(int(ends[-1]) / 2**20) if len(ends) else 1):
+        shift = starts[part] - (sizes[part].cumsum() - sizes[part])
+        places = np.arange(int(sizes[part].sum())) + np.repeat(shift, sizes[part])
+        counts += np.bincount(store.ids[places], minlength=size)
+    return counts
 
 
 def diagnose(history: Sequence[Gauge], warmup: int, vocabulary: int) -> str | None:

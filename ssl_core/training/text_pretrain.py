@@ -34,11 +34,13 @@ from ssl_core.training.memory import keep_freed_memory
 from ssl_core.training.prepared import Prepared
 from ssl_core.training.runtime import Precision, Runtime
 from ssl_core.training.text_bench import golden_texts
-from ssl_core.training.text_health import TextMonitor
+from ssl_core.training.text_health import TextMonitor, frequencies
 
 MIN_TRAIN_TEXTS = 8
 MIN_TRAIN_TOKENS = 64
-"""Of fewer there is next to nothing to hide."""
+"""Of fewer there is next to nothing to hide; [UNK] does not count."""
+_MIN_KNOWN, _KNOWN_IN = 0.01, 1_000_000
+"""The least share of tokens that are not [UNK], and how many are looked at to tell it."""
 _TRIAL_STEPS, _TRIAL_WARMUP, _TRIAL_SECONDS = 20, 2, 2.0
 """Steps in all, those of each precision that do not count, and after how long both have had enough."""
 _TRIAL_WORK = 150e9
@@ -58,8 +60,8 @@ def prepare(ctx: StepContext, dataset: DatasetRef, runtime: Runtime) -> Prepared
     keep_freed_memory()
     tokenizer = Tokenizer.load(ctx.fetch("tokenizer"))
     tokens = open_tokens(dataset, ctx.settings, tokenizer, progress=ctx.progress, stop=ctx.stop)
-    train = _train_texts(tokens, dataset)
     source = project.encoder.init_from
+    train = _train_texts(tokens, dataset, tokenizer, source)
     folder = None if source is None else pretrained.find(source, ctx.settings)
     encoder, head, loaded = build(project.encoder, tokenizer, config.seed, folder)
     ctx.progress.note(str(loaded))
@@ -101,14 +103,28 @@ def prepare(ctx: StepContext, dataset: DatasetRef, runtime: Runtime) -> Prepared
     )  # fmt: skip
 
 
-def _train_texts(tokens: Tokens, dataset: DatasetRef) -> np.ndarray:
-    """Texts of split train that have a token. Raises ``UserError`` where they are too few, or say too little."""
+def _train_texts(tokens: Tokens, dataset: DatasetRef, tokenizer: Tokenizer, source: str | None) -> np.ndarray:
+    """Texts of split train that have a token. Raises ``UserError`` where they are too few, or say too little to the tokenizer."""
     train = tokens.positions("train")
     lengths = tokens.lengths(train)
     train = train[lengths > 0]
-    if len(train) < MIN_TRAIN_TEXTS or lengths.sum() < MIN_TRAIN_TOKENS:
+    counts = frequencies(tokens, train, tokenizer.size, _KNOWN_IN)
+    known = 1 - counts[list(tokenizer.special_ids)].sum() / max(1, counts.sum())
+    if known < _MIN_KNOWN:
         raise UserError(
-            f"{len(train):,} training texts with {int(lengths.sum()):,} tokens; pretraining needs at least {MIN_TRAIN_TEXTS} texts and "
+            f"the tokenizer knows next to none of these texts: {1 - known:.1%} of their tokens are [UNK]",
+            place="tokenizer.kind" if source is None else "encoder.init_from",
+            next_step="set tokenizer.kind: bpe, which can write every character"
+            + (
+                ""
+                if source is None
+                else ", and leave out encoder.init_from, or name a checkpoint of these texts' language there"
+            ),
+        )
+    usable = round(known * int(lengths.sum()))
+    if len(train) < MIN_TRAIN_TEXTS or usable < MIN_TRAIN_TOKENS:
+        raise UserError(
+            f"{len(train):,} training texts with {usable:,} tokens; pretraining needs at least {MIN_TRAIN_TEXTS} texts and "
             f"{MIN_TRAIN_TOKENS} tokens",
             place=f"dataset {dataset.tag or dataset.name}",
             next_step="add texts to data.source, or raise data.split.train",

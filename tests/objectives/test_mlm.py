@@ -263,9 +263,15 @@ def test_neither_weights_nor_random_state_nor_the_batch_change() -> None:
     assert torch.equal(state, torch.get_rng_state())
 
 
-def test_special_tokens_alone_are_nothing_to_learn_from() -> None:
-    with pytest.raises(ValueError, match="no token is hidden"):
-        objective()(batch([2, 2]), seed=0, step=0)
+@pytest.mark.parametrize("strategy", ["token", "whole-word", "span"])
+def test_special_tokens_alone_are_nothing_to_learn_from(strategy: str) -> None:
+    made = objective(strategy=strategy)
+    loss, metrics = made(batch([2, 2]), seed=0, step=0)
+    loss.backward()
+    assert (float(loss.detach()), float(metrics["masked_accuracy"])) == (0, 0)
+    gradients = [parameter.grad for parameter in made.parameters() if parameter.grad is not None]
+    assert gradients, "the loss is connected to the weights"
+    assert not any(gradient.any() for gradient in gradients)
 
 
 def test_dropout_is_off_unless_it_is_chosen() -> None:

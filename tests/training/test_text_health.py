@@ -84,6 +84,34 @@ def test_val_alone_is_hidden_and_train_where_there_is_none() -> None:
         assert sorted(seen) == sorted(expected)
 
 
+def test_val_without_a_known_token_is_as_none() -> None:
+    texts = colours()
+    expected = monitor(texts, val=np.arange(0))
+    ids = texts.ids.copy()
+    ids[texts.offsets[VAL[0]] :] = tokenizer().unk_id
+    unknown = Texts(ids, texts.offsets, texts.table, texts.texts)
+    gauge, other = (watch.observe(1, 5.0, warmup=0) for watch in (monitor(unknown), expected))
+    assert gauge == other
+
+
+def test_nothing_to_hide_at_all_is_no_figure() -> None:
+    texts = colours()
+    ids = np.full_like(texts.ids, tokenizer().unk_id)
+    for val in (VAL, np.arange(0)):
+        watch = monitor(Texts(ids, texts.offsets, texts.table, texts.texts), val=val)
+        gauge = watch.observe(1, 5.0, warmup=0)
+        assert (gauge.val_loss, gauge.masked_accuracy, gauge.unigram_accuracy) == (None, None, None)
+        assert gauge.chance_loss == 0
+
+
+def test_frequencies_are_those_of_tokens_that_can_be_hidden() -> None:
+    texts = colours()
+    half = Texts(np.concatenate([texts.ids, np.full(10**4, tokenizer().unk_id)]), texts.offsets.copy(), None, [])  # type: ignore[arg-type]
+    half.offsets[-1] = len(half.ids)
+    watch, plain = monitor(half, train=np.arange(24), val=TRAIN), monitor(texts, train=np.arange(24), val=TRAIN)
+    assert (watch.entropy, watch.unigram_accuracy) == (plain.entropy, plain.unigram_accuracy)
+
+
 def _restored(batch: Any) -> torch.Tensor:
     ids: torch.Tensor = batch.sequences.ids.clone()
     ids[batch.positions] = batch.targets.to(ids.dtype)

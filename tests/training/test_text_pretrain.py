@@ -236,6 +236,30 @@ def test_too_little_text_is_the_users_error(texts: list[str], splits: list[str],
     assert "data.source" in str(caught.value.next_step)
 
 
+@pytest.mark.parametrize("known", [0, 7])
+def test_texts_in_a_script_that_the_tokenizer_does_not_know(known: int, context: MakeContext) -> None:
+    texts = ["ሰላም ለዓለም ቋንቋ ነው"] * 300 + ["red"] * known
+    with pytest.raises(UserError, match="the tokenizer knows next to none of these texts") as caught:
+        pretrain.run(context(texts=texts, splits=["train"] * len(texts)))
+    assert caught.value.place == "tokenizer.kind"
+    assert "tokenizer.kind: bpe" in caught.value.next_step
+
+
+def test_unknown_tokens_do_not_make_up_for_known_ones(context: MakeContext) -> None:
+    texts = ["ሰላም ለዓለም ቋንቋ red"] * 40
+    with pytest.raises(UserError, match="40 training texts with 40 tokens; pretraining needs at least"):
+        pretrain.run(context(texts=texts, splits=["train"] * 40))
+
+
+def test_batches_and_val_texts_without_a_known_token_do_no_harm(context: MakeContext) -> None:
+    texts = [*sentences(60), *["ሰላም " * 14] * 100]
+    ctx = context(texts=texts, splits=["train"] * 152 + ["val"] * 8, batch_tokens=64)
+    pretrain.run(ctx)
+    document = json.loads((ctx.out / "health.json").read_text())
+    assert document["healthy"]
+    assert document["val_loss"] > 0, "told on texts of train, as val has nothing to hide"
+
+
 def test_texts_without_a_token_are_passed_over(context: MakeContext) -> None:
     ctx = context(texts=[*sentences(20), "", " ", *sentences(8)])
     pretrain.run(ctx)
