@@ -45,7 +45,8 @@ from ssl_core.config.objectives import MaskingConfig
 from ssl_core.config.settings import Settings
 from ssl_core.config.tokenizer import TokenizerConfig
 from ssl_core.data.samples.snippets import reviews
-from ssl_core.data.text.packing import TextBatches, gather, windows
+from ssl_core.data.text.packing import TextBatches, windows
+from ssl_core.data.text.sequences import gather
 from ssl_core.data.text.tokenizer import Tokenizer
 from ssl_core.data.text.training import train as train_tokenizer
 from ssl_core.models.optim import adamw, parameter_groups, set_rates

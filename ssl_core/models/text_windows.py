@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ssl_core.data.text.sequences import Sequences
+from ssl_core.data.text.sequences import SPECIAL, Sequences, gather
 
 BATCH_TOKENS = 8192
 """Tokens scored at once, special tokens included."""
@@ -35,23 +35,13 @@ class Windows:
 
     def sequences(self, ids: np.ndarray, chosen: np.ndarray, cls_id: int, sep_id: int) -> Sequences:
         """The windows ``chosen`` ``(m,)`` as ``[CLS] tokens [SEP]``, in that order."""
-        lengths = self.lengths[chosen] + 2
-        ends = lengths.cumsum()
-        tokens = np.empty(int(lengths.sum()), dtype=np.int64)
-        inside = np.ones(len(tokens), dtype=bool)
-        inside[ends - lengths] = inside[ends - 1] = False
-        tokens[ends - lengths], tokens[ends - 1] = cls_id, sep_id
-        # Each token's place: where its window starts in the store, and how far it is in the window.
-        shift = np.repeat(self.starts[chosen] - (ends - lengths + 1), lengths)
-        places = (np.arange(len(tokens)) + shift)[inside]
-        tokens[inside] = ids[places]
-        return Sequences(torch.from_numpy(tokens), torch.from_numpy(lengths))
+        return gather(ids, self.starts[chosen], self.lengths[chosen], cls_id, sep_id)
 
     def by_length(self, batch_tokens: int = BATCH_TOKENS) -> Iterator[np.ndarray]:
         """All windows, shortest first, in batches of at most ``batch_tokens`` tokens (a longer window is alone)."""
         order = np.argsort(self.lengths, kind="stable")
         first = total = 0
-        for place, length in enumerate(self.lengths[order] + 2):
+        for place, length in enumerate(self.lengths[order] + SPECIAL):
             if place > first and total + length > batch_tokens:
                 yield order[first:place]
                 first, total = place, 0

@@ -15,8 +15,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from ssl_core.data.text.packing import SPECIAL, Store, gather, windows
-from ssl_core.data.text.sequences import Sequences
+from ssl_core.data.text.packing import Store, windows
+from ssl_core.data.text.sequences import SPECIAL, Sequences, gather
 from ssl_core.models.probes import knn_scores
 from ssl_core.models.text_encoder import Pooling
 from ssl_core.models.text_windows import Windows, evaluating, values_of_windows

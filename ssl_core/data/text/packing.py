@@ -10,12 +10,8 @@ from functools import lru_cache
 from typing import Protocol
 
 import numpy as np
-import torch
 
-from ssl_core.data.text.sequences import Sequences
-
-SPECIAL = 2
-"""Tokens that every sequence has beside its text's: [CLS] before and [SEP] after."""
+from ssl_core.data.text.sequences import SPECIAL, Sequences, gather
 
 
 class Store(Protocol):
@@ -115,17 +111,3 @@ def windows(offsets: np.ndarray, positions: np.ndarray, room: int) -> tuple[np.n
     number = np.arange(int(count.sum())) - np.repeat(count.cumsum() - count, count)
     starts = np.repeat(begin, count) + number * room
     return starts, np.minimum(np.repeat(begin + length, count) - starts, room)
-
-
-def gather(ids: np.ndarray, starts: np.ndarray, lengths: np.ndarray, cls_id: int, sep_id: int) -> Sequences:
-    """``[CLS] ids[start : start + length] [SEP]`` for each of N windows, one after the other."""
-    sizes = lengths + SPECIAL
-    ends = sizes.cumsum()
-    tokens = np.empty(int(sizes.sum()), dtype=np.int64)
-    inside = np.ones(len(tokens), dtype=bool)
-    inside[ends - sizes] = inside[ends - 1] = False
-    tokens[ends - sizes], tokens[ends - 1] = cls_id, sep_id
-    # A token's place in the store: its place here, moved by what its window is moved.
-    places = (np.arange(len(tokens)) + np.repeat(starts - (ends - sizes + 1), sizes))[inside]
-    tokens[inside] = ids[places]
-    return Sequences(torch.from_numpy(tokens), torch.from_numpy(sizes))

@@ -4,8 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
+
+SPECIAL = 2
+"""Tokens that every sequence has beside its text's: [CLS] before and [SEP] after."""
 
 
 @dataclass(frozen=True)
@@ -31,3 +35,17 @@ class Sequences:
     def rows(self) -> Tensor:
         """int64 ``(T,)``: which sequence each token belongs to, on the device of ``ids``."""
         return torch.repeat_interleave(torch.arange(len(self.lengths)), self.lengths).to(self.ids.device)
+
+
+def gather(ids: np.ndarray, starts: np.ndarray, lengths: np.ndarray, cls_id: int, sep_id: int) -> Sequences:
+    """``[CLS] ids[start : start + length] [SEP]`` for each of N windows, one after the other."""
+    sizes = lengths + SPECIAL
+    ends = sizes.cumsum()
+    tokens = np.empty(int(sizes.sum()), dtype=np.int64)
+    inside = np.ones(len(tokens), dtype=bool)
+    inside[ends - sizes] = inside[ends - 1] = False
+    tokens[ends - sizes], tokens[ends - 1] = cls_id, sep_id
+    # A token's place in the store: its place here, moved by what its window is moved.
+    places = (np.arange(len(tokens)) + np.repeat(starts - (ends - sizes + 1), sizes))[inside]
+    tokens[inside] = ids[places]
+    return Sequences(torch.from_numpy(tokens), torch.from_numpy(sizes))

@@ -9,7 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ssl_core.data.text.packing import SPECIAL, TextBatches, gather, windows
+from ssl_core.data.text.packing import TextBatches, windows
+from ssl_core.data.text.sequences import SPECIAL, gather
 from ssl_core.models.text_windows import offsets_of
 
 CLS, SEP = 900, 901
