@@ -240,7 +240,6 @@ def first_step(home: Path) -> dict[str, Any]:
     from ssl_core.training.text_pretrain import prepare
 
     context = _context(home)
-    shutil.rmtree(context.settings.cache / "trials", ignore_errors=True)
     config = context.project.pretrain
     started = time.perf_counter()
     runtime = resolve_runtime(config)

@@ -88,7 +88,7 @@ def abandoned(cache: Path, days: float, now: float | None = None) -> Iterator[Re
 
 def cache_overflow(settings: Settings) -> Iterator[Removable]:
     """The least recently used cache files above the size limit; all of them can be fetched or made again: datasets and what was
-    decoded or tokenized of them, embeddings, trials, samples, downloaded checkpoints, copies from S3.
+    decoded or tokenized of them, embeddings, samples, downloaded checkpoints, copies from S3.
 
     What is being made right now is none of them; see ``abandoned``. The spool of a source has no name and goes with its process.
     A dataset folder's files are hard links to the cached objects: one file, counted once, removed under all its names.

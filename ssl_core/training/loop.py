@@ -89,6 +89,7 @@ def fit(
     def save(done: int) -> None:
         record = {
             "pace": asdict(pace), "history": [asdict(gauge) for gauge in monitor.history], "elapsed": course.elapsed(),
+            "runtime": asdict(runtime),
         }  # fmt: skip
         checkpoints.save(done, objective, optimizer, record)
 

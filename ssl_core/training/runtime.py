@@ -39,11 +39,17 @@ def resolve_runtime(config: PretrainConfig) -> Runtime:
         )
     precision: Precision
     if config.precision == "auto":
-        # Emulated bfloat16 (old GPUs, most CPUs) is slower than float32 and loses digits for nothing.
-        fast = device == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
-        precision = "bfloat16" if fast else "float32"
+        precision = "bfloat16" if device == "cuda" and computes_in_bfloat16(device) else "float32"
     else:
         precision = config.precision
     threads = usable_cpus() if config.threads == "auto" else config.threads
     torch.set_num_threads(threads)
     return Runtime(device, precision, threads)
+
+
+def computes_in_bfloat16(device: str) -> bool:
+    """Whether the hardware does: emulated bfloat16 (old GPUs, most CPUs) is slower than float32 and loses digits for nothing."""
+    if device == "cuda":
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+    # The last one is how torch calls it on ARM.
+    return any(torch.cpu.get_capabilities().get(name) for name in ("avx512_bf16", "amx_bf16", "bf16"))

@@ -47,7 +47,7 @@ class CheckpointFiles:
     def restore(self, trained: nn.Module, optimizer: torch.optim.Optimizer) -> tuple[int, dict[str, Any]]:
         """Loads the newest whole checkpoint into both; returns ``(steps done, record)``, ``(0, {})`` where there is none."""
         found = self.checkpoints.newest()
-        document = json.loads((found[1] / "loop.json").read_text()) if found else {}
+        document = _record(found)
         if found is None or document["digest"] != self.digest:
             if found is not None:
                 self.note(f"the checkpoint at step {found[0]} is of another configuration; starting from step 0")
@@ -60,3 +60,13 @@ class CheckpointFiles:
         optimizer.load_state_dict(state["optimizer"])
         self.note(f"going on from the checkpoint at step {step}")
         return step, document
+
+
+def newest_record(checkpoints: Checkpoints) -> dict[str, Any]:
+    """What the newest whole checkpoint says beside its tensors, for what is decided before a loop; empty where there is none."""
+    return _record(checkpoints.newest())
+
+
+def _record(found: tuple[int, Path] | None) -> dict[str, Any]:
+    document: dict[str, Any] = json.loads((found[1] / "loop.json").read_text()) if found else {}
+    return document

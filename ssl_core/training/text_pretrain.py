@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -13,7 +12,7 @@ import torch
 from safetensors.numpy import save_file
 
 from ssl_core.config.project import TextProject
-from ssl_core.config.settings import Settings, expand
+from ssl_core.config.settings import expand
 from ssl_core.contracts import GOLDEN_FILE, DatasetRef
 from ssl_core.data.text import pretrained
 from ssl_core.data.text.entities import entity_ids, load_entities
@@ -32,7 +31,8 @@ from ssl_core.objectives.mlm import MLM
 from ssl_core.step import StepContext
 from ssl_core.training.memory import keep_freed_memory
 from ssl_core.training.prepared import Prepared
-from ssl_core.training.runtime import Precision, Runtime
+from ssl_core.training.runtime import Precision, Runtime, computes_in_bfloat16
+from ssl_core.training.state import newest_record
 from ssl_core.training.text_bench import golden_texts
 from ssl_core.training.text_health import TextMonitor, frequencies
 
@@ -41,8 +41,8 @@ MIN_TRAIN_TOKENS = 64
 """Of fewer there is next to nothing to hide; [UNK] does not count."""
 _MIN_KNOWN, _KNOWN_IN = 0.01, 1_000_000
 """The least share of tokens that are not [UNK], and how many are looked at to tell it."""
-_TRIAL_STEPS, _TRIAL_WARMUP, _TRIAL_SECONDS = 20, 2, 2.0
-"""Steps in all, those of each precision that do not count, and after how long both have had enough."""
+_TRIAL_PAIRS, _TRIAL_LEAST, _TRIAL_SECONDS = 10, 3, 2.0
+"""Pairs of steps in all, how many have to count, and after how long so few are enough."""
 _TRIAL_WORK = 150e9
 """Multiplications of a step of the trial on a CPU, at most: half a second; of a large network's batch a part is taken."""
 _WORTH = 1.1
@@ -152,37 +152,40 @@ def _save(
 
 
 def _choose_precision(ctx: StepContext, objective: MLM, batches: TextBatches, runtime: Runtime) -> dict[str, Any]:
-    """bfloat16 where a short trial finds it faster; remembered, so that a run that goes on computes as it began.
+    """bfloat16 where the hardware computes in it and a short trial finds it faster; in a run that goes on, what it began with.
 
-    Gives ``precision``, and the tokens per second of both.
+    Gives ``precision`` and its ``reason``, and after a trial the tokens per second of both.
     """
-    kept = _trial_file(ctx.settings, ctx.key)
-    try:
-        found: dict[str, Any] = json.loads(kept.read_text(encoding="utf-8"))
-        if found["precision"] in ("float32", "bfloat16") and found["device"] == runtime.device:
-            return found
-    except (OSError, ValueError, KeyError, TypeError):
-        pass
-    speeds = compare_precisions(objective, batches, runtime.device)
-    precision: Precision = "bfloat16" if speeds["bfloat16"] > _WORTH * speeds["float32"] else "float32"
-    found = {"precision": precision, "device": runtime.device, "tokens_per_second": speeds}
-    ctx.progress.note(
-        f"trial: float32 {speeds['float32']:,.0f}, bfloat16 {speeds['bfloat16']:,.0f} tokens/s; taking {precision}"
-    )
-    try:
-        kept.parent.mkdir(parents=True, exist_ok=True)
-        kept.write_text(json.dumps(found), encoding="utf-8")
-    except OSError:  # a cache that cannot be written costs a trial, not the run
-        pass
+    found: dict[str, Any] = {"device": runtime.device}
+    began = newest_record(ctx.checkpoints).get("runtime", {})
+    if began.get("device") == runtime.device:
+        found |= {"precision": began["precision"], "reason": "that of the checkpoint"}
+    elif not computes_in_bfloat16(runtime.device):
+        found |= {"precision": "float32", "reason": "the hardware does not compute in bfloat16"}
+    else:
+        seconds = compare_precisions(objective, batches, runtime.device)
+        speeds = {name: round(1 / min(values)) for name, values in seconds.items()}
+        reason = ", ".join(f"{name} {speed:,} tokens/s" for name, speed in speeds.items())
+        found |= {"precision": faster(seconds), "reason": reason, "tokens_per_second": speeds}
+    ctx.progress.note(f"precision: {found['precision']} ({found['reason']})")
     return found
 
 
-def _trial_file(settings: Settings, key: str) -> Path:
-    return settings.cache / "trials" / f"{key}.json"
+def faster(seconds: dict[str, list[float]]) -> Precision:
+    """bfloat16 where it is worth it by its best time, which other work on the machine disturbs least, and in most pairs, too.
+
+    ``seconds``: those of equal work, by precision; the times at one place were taken one right after the other.
+    """
+    plain, half = np.array(seconds["float32"]), np.array(seconds["bfloat16"])
+    wins = float(np.mean(plain > _WORTH * half))
+    return "bfloat16" if plain.min() > _WORTH * half.min() and wins > 0.5 else "float32"
 
 
-def compare_precisions(objective: MLM, batches: TextBatches, device: str) -> dict[str, int]:
-    """Tokens per second of forward and backward in both precisions, in turns; weights and random state stay as they are."""
+def compare_precisions(objective: MLM, batches: TextBatches, device: str) -> dict[str, list[float]]:
+    """Seconds per token of forward and backward in both precisions, in turns on the same batches.
+
+    Weights and random state stay as they are.
+    """
     kind = torch.device(device).type
     objective.to(device).train()
     seconds: dict[str, list[float]] = {"float32": [], "bfloat16": []}
@@ -190,25 +193,24 @@ def compare_precisions(objective: MLM, batches: TextBatches, device: str) -> dic
     count, objective.count = objective.count, None  # of a part of a batch fewer tokens are hidden
     try:
         with torch.random.fork_rng(devices=[torch.cuda.current_device()] if kind == "cuda" else []):
-            for step in range(_TRIAL_STEPS):
-                name = ("float32", "bfloat16")[step % 2]
-                batch = batches.fetch(step % batches.per_epoch)
+            for pair in range(_TRIAL_PAIRS):
+                batch = batches.fetch(pair % batches.per_epoch)
                 if kind == "cpu":
                     batch = _part(batch, int(_TRIAL_WORK / (6 * _weights_a_token(objective))))
-                begin = time.perf_counter()
-                with torch.autocast(kind, torch.bfloat16, enabled=name == "bfloat16"):
-                    loss, _ = objective(batch, seed=0, step=step)
-                loss.backward()
-                loss.item()  # a GPU answers only when it is done
-                seconds[name].append((time.perf_counter() - begin) / len(batch.ids))
-                objective.zero_grad(set_to_none=True)
-                if step % 2 and time.monotonic() - started > _TRIAL_SECONDS:
+                for name, values in seconds.items():
+                    begin = time.perf_counter()
+                    with torch.autocast(kind, torch.bfloat16, enabled=name == "bfloat16"):
+                        loss, _ = objective(batch, seed=0, step=pair)
+                    loss.backward()
+                    loss.item()  # a GPU answers only when it is done
+                    values.append((time.perf_counter() - begin) / len(batch.ids))
+                    objective.zero_grad(set_to_none=True)
+                if pair >= _TRIAL_LEAST and time.monotonic() - started > _TRIAL_SECONDS:
                     break
     finally:
         objective.count = count
-    # The first steps make kernels and take memory; where there are no others, they are long enough for that not to count.
-    counted = {name: values[min(_TRIAL_WARMUP, len(values) - 1) :] for name, values in seconds.items()}
-    return {name: round(1 / float(np.median(values))) for name, values in counted.items()}
+    # The first pair makes kernels and takes memory.
+    return {name: values[1:] for name, values in seconds.items()}
 
 
 def _weights_a_token(objective: MLM) -> float:

@@ -26,7 +26,6 @@ from tests.data.text.corpora import PROSE, make_version
 CACHED = [
     "tokens/0f/ids.bin",
     "embeddings/0f.npy",
-    "trials/0f.json",
     "pretrained/minilm-0f/model.safetensors",
     "downloads/a.whl",
     "samples/reviews-1.jsonl",

@@ -7,7 +7,7 @@ import torch
 
 from ssl_core.config.pretrain import ImagePretrainConfig
 from ssl_core.errors import UserError
-from ssl_core.training.runtime import resolve_runtime
+from ssl_core.training.runtime import computes_in_bfloat16, resolve_runtime
 
 
 @pytest.fixture(autouse=True)
@@ -37,6 +37,19 @@ def test_auto_takes_bfloat16_only_where_the_gpu_computes_in_it(
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: native or including_emulation)
     runtime = resolve_runtime(ImagePretrainConfig())
     assert (runtime.device, runtime.precision) == ("cuda", precision)
+
+
+@pytest.mark.parametrize("name", ["avx512_bf16", "amx_bf16", "bf16"])
+def test_a_cpu_computes_in_bfloat16_where_it_has_instructions_for_it(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for capabilities, expected in (
+        ({"avx2": True, name: True}, True),
+        ({"avx2": True, name: False}, False),
+        ({}, False),
+    ):
+        monkeypatch.setattr(torch.cpu, "get_capabilities", lambda found=capabilities: found)
+        assert computes_in_bfloat16("cpu") is expected
 
 
 def test_what_is_set_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
