@@ -271,7 +271,9 @@ def _find_special(role: str, config: dict[str, Any], backend: tokenizers.Tokeniz
 
 def _from_vocabulary(path: Path, config: dict[str, Any]) -> tokenizers.Tokenizer:
     """BERT's own form: one token a line, its id the line's number."""
-    vocabulary = {token: i for i, token in enumerate(path.read_text(encoding="utf-8").splitlines())}
+    # Not splitlines(): what it takes for a line's end besides (U+0085, U+2028) may be a token.
+    lines = path.read_text(encoding="utf-8").removesuffix("\n").split("\n")
+    vocabulary = {token: i for i, token in enumerate(lines)}
     backend = tokenizers.Tokenizer(
         models.WordPiece(vocabulary, unk_token=SPECIALS["unk"], max_input_chars_per_word=100)
     )

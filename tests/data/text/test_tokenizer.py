@@ -212,6 +212,16 @@ def test_bert_s_own_vocabulary_file(tmp_path: Path) -> None:
     assert Tokenizer.load(tmp_path).encode(["Playing it"]) == [[7, 6, 1]]
 
 
+@pytest.mark.parametrize("end", ["\n", "\r\n"])
+@pytest.mark.parametrize("last", ["", "\n"])
+def test_only_a_line_feed_ends_a_line_of_a_vocabulary(end: str, last: str, tmp_path: Path) -> None:
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "\u2028", "\x85", "a\x1cb", "\u2029", "\x0b", "\x0c", "play"]
+    (tmp_path / "vocab.txt").write_bytes((end.join(words) + end * bool(last)).encode())
+    tokenizer = Tokenizer.load(tmp_path)
+    assert tokenizer.size == len(words)
+    assert tokenizer.encode(["play"]) == [[11]]
+
+
 def test_without_a_mask_token_nothing_can_be_predicted(tmp_path: Path) -> None:
     backend = tokenizers.Tokenizer(models.WordLevel({"<s>": 0, "<pad>": 1, "</s>": 2, "<unk>": 3}, unk_token="<unk>"))
     with pytest.raises(UserError, match="no mask token") as raised:
