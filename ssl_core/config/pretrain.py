@@ -103,4 +103,9 @@ class TextPretrainConfig(PretrainConfig):
         description="Peak learning rate of AdamW, reached after the warm-up; from a checkpoint, 1e-4 or less is usual",
         json_schema_extra=IN_FORM,
     )
+    precision: Literal["auto", "float32", "bfloat16"] = Field(
+        default="auto",
+        description="auto: bfloat16 where a trial of some steps finds it faster by a tenth or more, else float32; fine-tuning takes "
+        "bfloat16 on a GPU that computes in it",
+    )
     weight_decay: float = Field(default=1e-2, ge=0, le=1, description="AdamW's weight decay")
