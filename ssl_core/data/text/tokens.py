@@ -46,8 +46,8 @@ _IDS, _OFFSETS, _UNITS = "ids.bin", "offsets.bin", "units.jsonl"
 _ROWS = 1024
 _BLOCK_TEXTS, _BLOCK_TOKENS = 16_384, 2**20
 _LOCK_TIMEOUT = 3600.0
-_WORTH_WORKERS = 32 * 2**20
-"""Bytes of text from which on several processes tokenize: starting them takes about a second."""
+_WORTH_WORKERS = 4 * 2**20
+"""Bytes of text from which on several processes tokenize: starting them takes about a second, as these bytes do."""
 _BUFFER = 2**20
 """Bytes of a column that are read at once; by default it is a whole row group, and the manifest's may hold a million rows."""
 

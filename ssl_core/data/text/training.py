@@ -10,7 +10,7 @@ import json
 import re
 import string
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,7 +23,7 @@ from ssl_core.data.text.tokenizer import SPECIALS, Tokenizer
 from ssl_core.data.text.words import split_words
 from ssl_core.errors import UserError
 
-SAMPLE_CHARACTERS = 64_000_000
+SAMPLE_CHARACTERS = 32_000_000
 SEEN_ENOUGH = 10
 """How often a word must occur for ``size: auto`` to give it a token."""
 SMALLEST, LARGEST = 1_000, {"wordpiece": 30_522, "unigram": 30_522, "bpe": 50_257}
@@ -34,6 +34,10 @@ BYTES_FROM = 1_000
 _OVERHEAD = 64
 _LONGEST_TEXT = 1_000_000
 _UNIGRAM_WORDS = 50_000
+_MANY_WORDS = 50_000
+"""Of more different words those rarer than ``min_frequency`` are left out before learning: most words of a large corpus are, and
+each takes half a kilobyte there."""
+_REPEATED = 1000
 _ROUND = 64
 _NEVER = -1000.0
 _LONG = re.compile(r"(\S{256})(?=\S)")
@@ -138,6 +142,27 @@ def _characters(texts: list[str], normalizer: Any, most: int) -> list[str]:
     return sorted(visible[:most])
 
 
+def _count_parts(texts: list[str], backend: tokenizers.Tokenizer, least: int) -> dict[str, int]:
+    """How often each word occurs in ``texts`` as the tokenizer splits them; see ``_MANY_WORDS``."""
+    spaced: Counter[str] = Counter()
+    for text in texts:
+        spaced.update(text.split())
+    normalizer, splitter = backend.normalizer, backend.pre_tokenizer
+    parts: Counter[str] = Counter()
+    while spaced:
+        word, count = spaced.popitem()
+        for part, _ in splitter.pre_tokenize_str(normalizer.normalize_str(word)):
+            parts[part] += count
+    return parts if len(parts) <= _MANY_WORDS else {part: count for part, count in parts.items() if count >= least}
+
+
+def _repeated(counts: Mapping[str, int]) -> Iterator[str]:
+    """Texts in which each word occurs as often as it is to be counted."""
+    for word, count in counts.items():
+        for done in range(0, count, _REPEATED):
+            yield f"{word} " * min(_REPEATED, count - done)
+
+
 def _wordpiece(texts: list[str], config: TokenizerConfig, size: int) -> tokenizers.Tokenizer:
     backend = tokenizers.Tokenizer(models.WordPiece(unk_token=SPECIALS["unk"], max_input_chars_per_word=100))
     backend.normalizer = _normalizer(config)
@@ -156,7 +181,8 @@ def _wordpiece(texts: list[str], config: TokenizerConfig, size: int) -> tokenize
         limit_alphabet=0,
         show_progress=False,
     )
-    backend.train_from_iterator(texts, trainer)
+    # Counted before: the trainer holds the tokenizer, and would wait for what is asked of it meanwhile.
+    backend.train_from_iterator(_repeated(_count_parts(texts, backend, config.min_frequency)), trainer)
     learned = json.loads(backend.to_str()) | {"added_tokens": []}  # or all of the alphabet would be special
     return tokenizers.Tokenizer.from_str(json.dumps(learned))
 

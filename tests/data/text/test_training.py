@@ -117,6 +117,20 @@ def test_a_large_corpus_is_learned_from_in_part(monkeypatch: pytest.MonkeyPatch)
     assert whole.digest == training.train(training.sample(PROSE * 100).texts, TokenizerConfig(size=300)).digest
 
 
+def test_of_many_different_words_the_rare_ones_are_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is left is learned as if the corpus had only that."""
+    odd = [f"{sentence} zq{number}" for number, sentence in enumerate(PROSE * 20)]
+    with_all = training.train(odd, TokenizerConfig(size=300)).digest
+    monkeypatch.setattr(training, "_MANY_WORDS", 50)
+    left_out = training.train(odd, TokenizerConfig(size=300))
+    assert left_out.digest != with_all
+    assert "zq" not in "".join(left_out.decode([number]) for number in range(left_out.size))
+    pure = training.train(PROSE * 20, TokenizerConfig(size=300))
+    for sentence in PROSE:
+        cut = [[one.decode([number]) for number in one.encode([sentence])[0]] for one in (pure, left_out)]
+        assert cut[0] == cut[1]
+
+
 def test_size_auto_is_one_token_a_frequent_word() -> None:
     config = TokenizerConfig()
     words = {f"w{i}": 10 for i in range(2000)} | {f"r{i}": 9 for i in range(50_000)}
