@@ -113,7 +113,8 @@ def served(airflow: Platform, notes: str, tmp_path_factory: pytest.TempPathFacto
         sys.executable, "-m", "mlflow", "models", "serve", "-m", "models:/notes@champion", "--env-manager", "local",
         "--host", "127.0.0.1", "-p", str(port), "-w", "1",
     ]  # fmt: skip
-    environment = os.environ | {
+    # Not this process's environment: mlflow leaves the addresses of other tests' servers there.
+    environment = airflow.variables | {
         "MLFLOW_TRACKING_URI": airflow.settings.local_mlflow_url,
         "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
     }
