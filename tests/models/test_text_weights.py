@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 from ssl_core.config.encoders import TransformerConfig
 from ssl_core.data.text.tokenizer import Tokenizer
 from ssl_core.errors import UserError
+from ssl_core.models.text_loading import library_config
 from ssl_core.models.text_weights import TextInfo, build, load_encoder, random_encoder, read_info, save_encoder
 from ssl_core.store import path_sha256
 from tests.data.text.checkpoints import write_tokenizer
@@ -59,9 +60,9 @@ def test_a_start_from_a_checkpoint_without_its_folder_is_no_start_from_scratch(t
         build(TransformerConfig(init_from="sample://minilm"), tokenizer, 0)
 
 
-def test_rotary_positions_need_even_heads(tokenizer: Tokenizer) -> None:
-    with pytest.raises(UserError, match="even width of each head"):
-        build(small_config(arch="modernbert", hidden=18), tokenizer, 0)
+def test_rotary_positions_need_even_heads() -> None:
+    with pytest.raises(UserError, match=r"a/config\.json: 18 features in 2 heads: .* even width of each head"):
+        library_config("modernbert", {"hidden_size": 18, "num_attention_heads": 2}, "a/config.json")
 
 
 # ---- saved and loaded
