@@ -9,6 +9,8 @@ from ssl_core.config.pretrain import PretrainConfig
 from ssl_core.models.optim import warmup_cosine
 from ssl_core.training.health import GAUGES_A_RUN, gauge_steps
 
+_LOOKING = 0.1
+"""Share of the time of a timed run that gauges may take."""
 _PARTS = 1_000_000  # a share of the time as whole numbers, which the schedule takes
 
 
@@ -52,6 +54,7 @@ class TimedCourse:
     """A run that ends when ``budget`` seconds are spent, those of earlier attempts included.
 
     Learning rate and gauges follow the share of the time that is gone, so another machine, or a pause, makes other weights.
+    Gauges of a large network take their time: they get a tenth of it, and the one at the end is always taken.
     """
 
     unit = "s"
@@ -64,12 +67,17 @@ class TimedCourse:
         self._share, self._spent, self._clock = config.warmup, spent, clock
         self._started, self._shown = clock(), spent
         self._gauged = int(GAUGES_A_RUN * spent / budget)
+        self._looked: float | None = None
+        self._next_look = 0.0
 
     def elapsed(self) -> float:
         return self._spent + self._clock() - self._started
 
     def rate(self, step: int) -> float:
-        share = min(1.0, self.elapsed() / self._budget)
+        now = self.elapsed()
+        if self._looked is not None:  # the first step after a gauge
+            self._next_look, self._looked = now + (now - self._looked) / _LOOKING, None
+        share = min(1.0, now / self._budget)
         if share < self._share:
             self.warmup = step + 1  # for the health check, which counts in steps
         return warmup_cosine(int(share * _PARTS), _PARTS, int(self._share * _PARTS))
@@ -78,10 +86,11 @@ class TimedCourse:
         return self.elapsed() >= self._budget
 
     def gauge_due(self, done: int) -> bool:
-        due = min(GAUGES_A_RUN, int(GAUGES_A_RUN * self.elapsed() / self._budget))
-        if due <= self._gauged:
+        now = self.elapsed()
+        due = min(GAUGES_A_RUN, int(GAUGES_A_RUN * now / self._budget))
+        if due <= self._gauged or self._next_look > now < self._budget:
             return False
-        self._gauged = due
+        self._gauged, self._looked = due, now
         return True
 
     def moved(self, done: int, before: int) -> float:
