@@ -204,8 +204,8 @@ def test_what_lies_there_decides_and_a_person_may_say_otherwise(tmp_path: Path) 
         ({}, "no texts in"),
         ({"a.pdf": "x"}, "1 files that are no texts"),
         ({"a.txt": ""}, "none of the 1 text looked at can be used"),
-        ({"a.txt": "a\0b"}, "none of the 1 text looked at can be used, for example a.txt: line 1: a NUL character"),
-        ({"a.jsonl": '{"number": 1}\n'}, "none of the 1 text looked at can be used"),
+        ({"a.txt": "a\0b"}, "can be used .1 looked at.; a.txt: line 1: a NUL character"),
+        ({"a.jsonl": '{"number": 1}\n'}, "a.jsonl:1: line 1: no 'text' .there: number.; set data.text"),
         ({"a.jsonl": '{"text": "b", "label": "x"}\n{"text": "c", "label": "x"}\n'}, "only one class"),
     ],
 )

@@ -108,7 +108,7 @@ class TextSource:
         refused = texts.first_refused()
         if refused:
             raise UserError(
-                f"none of the {len(texts):,} texts in {self._files.root} can be used; {refused}",
+                f"no text in {self._files.root} can be used ({len(texts):,} looked at); {refused}",
                 place="data.source",
                 next_step="mend this, in the project's data section or in the file",
             )

@@ -241,7 +241,7 @@ def test_what_cannot_be_used_has_a_reason_with_its_line_or_row(make_folder: Make
 def test_where_nothing_can_be_used_the_first_reason_is_told(
     name: str, content: str | bytes, reason: str, make_folder: Make, open_source: Open
 ) -> None:
-    fails(lambda: open_source(make_folder({name: content})), UserError, "none of the", reason)
+    fails(lambda: open_source(make_folder({name: content})), UserError, "no text in", reason)
 
 
 def test_links_out_of_the_folder_are_not_read(make_folder: Make, open_source: Open, tmp_path: Path) -> None:
