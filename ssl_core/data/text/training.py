@@ -23,7 +23,7 @@ from ssl_core.data.text.tokenizer import SPECIALS, Tokenizer
 from ssl_core.data.text.words import split_words
 from ssl_core.errors import UserError
 
-SAMPLE_CHARACTERS = 32_000_000
+SAMPLE_CHARACTERS = 24_000_000
 SEEN_ENOUGH = 10
 """How often a word must occur for ``size: auto`` to give it a token."""
 SMALLEST, LARGEST = 1_000, {"wordpiece": 30_522, "unigram": 30_522, "bpe": 50_257}
