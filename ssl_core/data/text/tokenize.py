@@ -203,11 +203,11 @@ def _learn(ctx: StepContext, project: TextProject, folder: Path) -> tuple[Tokeni
     words = training.count_words(chosen.texts, config)
     auto = config.size == "auto"
     # Added words are those of the team: they take no place from what the corpus has earned.
-    size = training.advise_size(words, config) + len(config.added) if auto else int(config.size)
+    size = training.advise_size(words, config, chosen.every) + len(config.added) if auto else int(config.size)
     with ctx.progress.bar(f"learn {config.kind} tokens", None) as bar:
         tokenizer = training.train(chosen.texts, config, size=size)
         bar.advance()
-    frequent = sum(count >= training.SEEN_ENOUGH for count in words.values())
+    frequent = training.frequent_words(words, config, chosen.every)
     origin: dict[str, Any] = {
         "how": f"learned from {len(chosen.texts):,} training texts"
         + ("" if chosen.every == 1 else f" (every {chosen.every}th of {chosen.seen:,})"),
@@ -221,7 +221,9 @@ def _learn(ctx: StepContext, project: TextProject, folder: Path) -> tuple[Tokeni
     notes = []
     if auto:
         notes.append(
-            f"size {size:,} was advised: {frequent:,} of {len(words):,} distinct words occur {training.SEEN_ENOUGH} times or more, "
+            f"size {size:,} was advised: {frequent:,} of {len(words):,} distinct words occur {training.SEEN_ENOUGH} times or more"
+            + ("" if chosen.every == 1 else " in the whole corpus, by the sample")
+            + ", "
             f"and a size is at least {training.SMALLEST:,} and at most {training.LARGEST[config.kind]:,}"
         )
     if tokenizer.size < size:

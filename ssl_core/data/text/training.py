@@ -80,15 +80,23 @@ def count_words(texts: Iterable[str], config: TokenizerConfig) -> Counter[str]:
     return words
 
 
-def advise_size(words: Mapping[str, int], config: TokenizerConfig) -> int:
+def frequent_words(words: Mapping[str, int], config: TokenizerConfig, every: int = 1) -> int:
+    """How many words occur at least ``SEEN_ENOUGH`` times in a corpus of which ``words`` counts every ``every``-th text.
+
+    In the sample that is at least ``min_frequency``: what is seen once there says next to nothing of the corpus.
+    """
+    enough = max(SEEN_ENOUGH / every, min(config.min_frequency, SEEN_ENOUGH))
+    return sum(count >= enough for count in words.values())
+
+
+def advise_size(words: Mapping[str, int], config: TokenizerConfig, every: int = 1) -> int:
     """What ``tokenizer.size: auto`` stands for: one token for each word that occurs at least ``SEEN_ENOUGH`` times.
 
     A token's embedding is learned from its occurrences alone, and by Zipf's law most words of a corpus occur once or twice:
     tokens for these would be bought with parameters and head time and stay as good as random. Rounded up to a multiple of 64
     (which matrix products like), within ``SMALLEST`` and ``LARGEST``.
     """
-    frequent = sum(count >= SEEN_ENOUGH for count in words.values())
-    rounded = -(-frequent // _ROUND) * _ROUND
+    rounded = -(-frequent_words(words, config, every) // _ROUND) * _ROUND
     return max(SMALLEST, min(LARGEST[config.kind], rounded))
 
 
@@ -98,7 +106,8 @@ def train(texts: Iterable[str], config: TokenizerConfig, *, size: int | None = N
     ``size`` is by default ``config.size``, and with that on auto what ``advise_size`` says. Raises ``UserError`` where there is
     nothing to learn from, or where ``size`` has no room for the alphabet.
     """
-    chosen = [_LONG.sub(r"\1 ", text) for text in sample(texts).texts]  # one endless "word" would take all the time
+    drawn = sample(texts)
+    chosen = [_LONG.sub(r"\1 ", text) for text in drawn.texts]  # one endless "word" would take all the time
     if not any(text.strip() for text in chosen):
         raise UserError(
             "there is no text to learn a tokenizer from",
@@ -106,7 +115,9 @@ def train(texts: Iterable[str], config: TokenizerConfig, *, size: int | None = N
             next_step="add texts, or lower data.split",
         )
     if size is None:
-        size = advise_size(count_words(chosen, config), config) if config.size == "auto" else int(config.size)
+        size = (
+            advise_size(count_words(chosen, config), config, drawn.every) if config.size == "auto" else int(config.size)
+        )
     room, least = size - len(config.added), 300 if config.kind == "bpe" else 100
     if room < least:
         raise UserError(

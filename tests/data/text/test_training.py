@@ -136,6 +136,9 @@ def test_size_auto_is_one_token_a_frequent_word() -> None:
     words = {f"w{i}": 10 for i in range(2000)} | {f"r{i}": 9 for i in range(50_000)}
     assert training.advise_size(words, config) == 2048
     assert training.advise_size({}, config) == 1000
+    # Of every fourth text: what occurs three times there has been seen enough in the whole; once is never enough.
+    assert training.advise_size({str(i): 3 if i < 2000 else 2 for i in range(5000)}, config, every=4) == 2048
+    assert training.advise_size({str(i): 2 if i < 2000 else 1 for i in range(5000)}, config, every=64) == 2048
     assert training.advise_size(dict.fromkeys(map(str, range(99_999)), 10), config) == 30_522
     assert training.advise_size(dict.fromkeys(map(str, range(99_999)), 10), TokenizerConfig(kind="bpe")) == 50_257
     counted = training.count_words(["The the 吃药", "Thé"], config)
