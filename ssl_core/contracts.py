@@ -83,10 +83,19 @@ class RunContext(Record):
 class RunRequest(Record):
     """What one DAG run asks for; ``resolve`` turns it into references, once for the whole run."""
 
-    template: Literal["ingest", "pretrain", "finetune"]
+    template: Literal["ingest", "pretrain", "finetune", "monitor", "rollback", "fire-drill"]
     dataset: str = Field(default="latest", description="Dataset version: latest, v3, digits@v3, or a commit")
     encoder_version: str = Field(default="", description="Registered encoder version that a person chose, or empty")
     woken_by: str = Field(default="", description="Encoder version whose registration started the run, or empty")
+    drift: str = Field(default="", description="SHA-256 of the drift report that started the run, or empty")
+
+
+class Approval(Record):
+    """What a person answered where the gate left it open; without an answer in time it is EXPIRED."""
+
+    answer: Literal["approve", "decline", "expired"]
+    user: str = ""
+    comment: str = ""
 
 
 class StepSpec(Record):
@@ -102,6 +111,8 @@ class StepSpec(Record):
     inputs: dict[str, Ref] = Field(default_factory=dict)
     run: RunContext
     request: RunRequest | None = Field(default=None, description="For resolve in a DAG run")
+    approval: Approval | None = Field(default=None, description="For promote, where a person was asked")
+    rollback_to: str = Field(default="", description="For rollback: the version to go back to; empty: the one before")
 
     @model_validator(mode="after")
     def _one_configuration(self) -> StepSpec:

@@ -24,12 +24,14 @@ class Step:
 
     name: str
     template: str
-    """The DAG template that holds it: ingest, pretrain or finetune (resolve opens each of them)."""
+    """The DAG template that holds it (resolve opens each of them). Those of ``WALK`` follow each other."""
     function: str
     """``module:function``, called as ``function(ctx: StepContext) -> StepOutput``."""
     about: str
     """One sentence for people."""
     inputs: tuple[str, ...] = ()
+    optional: tuple[str, ...] = ()
+    """Inputs that a run may lack."""
     outputs: tuple[str, ...] = ()
     config: tuple[str, ...] = ()
     """Dotted paths of the configuration it reads, where the modality has them; ``-path`` leaves a part out. Nothing else reaches its key."""
@@ -69,6 +71,9 @@ _PRETRAIN = (
     "-pretrain.when",
     "-pretrain.checkpoint_seconds",
 )
+
+WALK = ("", "ingest", "pretrain", "finetune")
+"""The templates that follow each other from raw data to a champion; the others stand for themselves."""
 
 STEPS: tuple[Step, ...] = (
     Step(
@@ -151,8 +156,9 @@ STEPS: tuple[Step, ...] = (
         "ssl_core.training.finetune:run",
         "Trains encoder and head on the labels.",
         inputs=("dataset", "registered_encoder"),
+        optional=("champion",),
         outputs=("model",),
-        config=("name", "modality", "task", "pretrain.precision", "pretrain.device", "pretrain.threads"),
+        config=("name", "modality", "task", "continual", "pretrain.precision", "pretrain.device", "pretrain.threads"),
         needs_labels=True,
         pool="gpu",
         resumable=True,
@@ -210,6 +216,46 @@ STEPS: tuple[Step, ...] = (
         cached=False,
         needs_labels=True,
     ),
+    Step(
+        "monitor",
+        "monitor",
+        "ssl_core.monitoring.monitor:run",
+        "Compares what arrived since the champion's data with what the champion knows; says what it is, and wakes a retraining only where one helps.",
+        inputs=("dataset",),
+        outputs=("drift",),
+        config=("name", "modality", "monitor", "task", "pretrain.precision", "pretrain.device", "pretrain.threads"),
+        cached=False,
+    ),
+    Step(
+        "rollback",
+        "rollback",
+        "ssl_core.registry.rollback:run",
+        "Makes an earlier champion the champion again, after it answered as it did when it was trained.",
+        outputs=("rollback",),
+        config=("name",),
+        cached=False,
+    ),
+    Step(
+        "fire-drill",
+        "fire-drill",
+        "ssl_core.registry.fire_drill:run",
+        "Plants bad challengers and drifted windows under throw-away names, and fails where a guard misses one.",
+        inputs=("dataset",),
+        outputs=("drill",),
+        config=(
+            "name",
+            "modality",
+            "task",
+            "evaluate",
+            "promotion",
+            "monitor",
+            "pretrain.precision",
+            "pretrain.device",
+            "pretrain.threads",
+        ),
+        cached=False,
+        needs_labels=True,
+    ),
 )
 
 _ABSENT = object()
@@ -230,6 +276,11 @@ def steps_for(modality: str) -> tuple[Step, ...]:
     rows = [step for step in STEPS if not step.modalities or modality in step.modalities]
     made = {artifact for step in rows for artifact in step.outputs}
     return tuple(replace(step, inputs=tuple(name for name in step.inputs if name in made)) for step in rows)
+
+
+def walk_for(modality: str) -> tuple[Step, ...]:
+    """The rows of a modality that lead from raw data to a champion, in order."""
+    return tuple(step for step in steps_for(modality) if step.template in WALK)
 
 
 def producer(artifact: str) -> Step:
@@ -291,7 +342,7 @@ def step_key(step: Step, project: ProjectConfig, inputs: Mapping[str, Ref], *, e
         {
             "step": step.name,
             "config": config_slice(project, step.config),
-            "inputs": {name: inputs[name].sha256 for name in step.inputs if name in inputs},
+            "inputs": {name: inputs[name].sha256 for name in (*step.inputs, *step.optional) if name in inputs},
             "source": source_digest(),
             "extra": extra,
         }

@@ -142,7 +142,12 @@ class StepOperator(BaseOperator):
         assert isinstance(config, ArtifactRef)
         if missing := [name for name in self.takes if name not in artifacts]:
             raise UserError(f"nothing before it made {', '.join(missing)}", place=f"{ti.dag_id}: {self.step}")
-        return StepSpec(step=self.step, config=config, inputs={n: artifacts[n] for n in self.takes}, run=run)
+        return StepSpec(
+            step=self.step,
+            config=config,
+            inputs={n: artifacts[n] for n in (*self.takes, *get_step(self.step).optional) if n in artifacts},
+            run=run,
+        )
 
     def _asked(self, context: Mapping[str, Any]) -> tuple[ProjectConfig, RunRequest]:
         """The project with what the trigger form changed, and which dataset and encoder the run asks for."""

@@ -16,7 +16,7 @@ from ssl_core.config.project import ProjectConfig
 from ssl_core.config.settings import Settings
 from ssl_core.contracts import Ref, RunContext, StepResult, StepSpec
 from ssl_core.errors import CheckFailed
-from ssl_core.pipeline import Step, skip_reason, steps_for
+from ssl_core.pipeline import Step, skip_reason, walk_for
 from ssl_core.store import Store
 
 
@@ -59,7 +59,7 @@ def walk(config: ProjectConfig, settings: Settings, notes: Console, out: Console
         wait_for_server(settings)
     artifacts: dict[str, Ref] = {}
     results: dict[str, StepResult] = {}
-    steps = steps_for(config.modality)
+    steps = walk_for(config.modality)
     for number, step in enumerate(steps, start=1):
         label = f"{number:2}/{len(steps)} {step.name}"
         if reason := skip_reason(step, artifacts):
@@ -94,7 +94,7 @@ def _do(
     spec = StepSpec(
         step=step.name,
         project=config.model_dump(mode="json"),
-        inputs={name: artifacts[name] for name in step.inputs},
+        inputs={name: artifacts[name] for name in (*step.inputs, *step.optional) if name in artifacts},
         run=context,
     )
     try:

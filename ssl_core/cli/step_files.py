@@ -72,7 +72,10 @@ def step_from_files(name: str, project: Path, results: Path, settings: Settings,
             next_step=_redo(producer(missing[0])),
         )
     spec = StepSpec(
-        step=name, config=frozen, inputs={n: artifacts[n] for n in step.inputs}, run=_context(resolved.run_id)
+        step=name,
+        config=frozen,
+        inputs={n: artifacts[n] for n in (*step.inputs, *step.optional) if n in artifacts},
+        run=_context(resolved.run_id),
     )
     return _execute(spec, settings, progress, target)
 

@@ -9,10 +9,13 @@ from pydantic import Field, ModelWrapValidatorHandler, TypeAdapter, field_valida
 from pydantic_core import PydanticCustomError
 
 from ssl_core.config.base import IN_FORM, Section
+from ssl_core.config.continual import ContinualConfig
 from ssl_core.config.data import DataConfig, ImageDataConfig, TextDataConfig
 from ssl_core.config.encoders import LAYERS, EncoderConfig, ResNetConfig, TransformerConfig
+from ssl_core.config.monitor import MonitorConfig
 from ssl_core.config.objectives import MLMConfig, ObjectiveConfig, SimCLRConfig
 from ssl_core.config.pretrain import ImagePretrainConfig, PretrainConfig, TextPretrainConfig
+from ssl_core.config.promotion import PromotionConfig
 from ssl_core.config.runner import RunnerConfig, RunnerField
 from ssl_core.config.schedule import LimitsConfig, ScheduleConfig
 from ssl_core.config.tasks import ImageClassificationConfig, TaskConfig, TextClassificationConfig
@@ -95,20 +98,6 @@ class TextEvaluateConfig(EvaluateConfig):
     )
 
 
-class PromotionConfig(Section):
-    """When a challenger becomes the champion."""
-
-    approval: Literal["auto", "human"] = Field(
-        default="auto", description="auto: the gate's PROMOTE is enough; human: a person approves the report's digest"
-    )
-    margin: float = Field(
-        default=0.02,
-        ge=0,
-        le=1,
-        description="What a challenger may lose against the champion, at the interval's lower end: of accuracy, or what stands for it",
-    )
-
-
 class ProjectConfig(Section):
     """One project: the only file a team has to write. What is validated by this class becomes one of the classes of its modality."""
 
@@ -129,7 +118,9 @@ class ProjectConfig(Section):
     pretrain: PretrainConfig = Field(description="The pretraining loop")
     task: TaskConfig = Field(description="What the labels are for")
     evaluate: EvaluateConfig = Field(default_factory=EvaluateConfig, description="Did it help?")
+    continual: ContinualConfig = Field(default_factory=ContinualConfig, description="How a champion learns on")
     promotion: PromotionConfig = Field(default_factory=PromotionConfig, description="From challenger to champion")
+    monitor: MonitorConfig = Field(default_factory=MonitorConfig, description="What counts as drift, and what follows")
     schedule: ScheduleConfig = Field(default_factory=ScheduleConfig, description="When Airflow starts what by itself")
     limits: LimitsConfig = Field(default_factory=LimitsConfig, description="Retries and time-outs in Airflow")
     runner: RunnerField = Field(default_factory=RunnerConfig, description="Where Airflow runs the steps")

@@ -14,7 +14,8 @@ _CRON_FIELDS = 5
 
 
 class ScheduleConfig(Section):
-    """Crons, one a DAG template. Assets wake the rest: a dataset version wakes pretrain, a new encoder wakes finetune.
+    """Crons, one a DAG template. Assets wake the rest: a dataset version wakes pretrain and monitor, a new encoder or drift wakes
+    finetune.
 
     A cron has five fields (minute, hour, day of month, month, day of week) or is @hourly, @daily, @weekly, @monthly,
     @quarterly or @yearly.
@@ -26,9 +27,14 @@ class ScheduleConfig(Section):
         default=None,
         description="Floor cadence: fine-tune at least so often, on what is newest then, beside the runs that a new encoder wakes",
     )
+    monitor: str | None = Field(default=None, description="When to look for drift, beside each new dataset version")
+    fire_drill: str | None = Field(
+        default=None,
+        description="When to test the guards of promotion and drift with planted faults, for example @weekly",
+    )
     timezone: str = Field(default="UTC", description="Time zone of the crons, for example Europe/Berlin")
 
-    @field_validator("ingest", "pretrain", "finetune")
+    @field_validator("ingest", "pretrain", "finetune", "monitor", "fire_drill")
     @classmethod
     def _is_cron(cls, value: str | None) -> str | None:
         if value is None or value in PRESETS:
