@@ -21,6 +21,13 @@ class TaskConfig(Section):
     method: str = Field(description="What is trained")
     epochs: int = Field(ge=1, le=10_000, description="Passes over what is trained on")
     seed: int = Field(default=0, ge=0, description="Seed of the label draw, the head and the batches")
+    seeds: int = Field(
+        default=3,
+        ge=1,
+        le=20,
+        description="Train so many models, of seed, seed + 1 and so on, and register the one of median quality: it stands for the "
+        "recipe, and not for luck",
+    )
 
 
 class ImageClassificationConfig(TaskConfig):
