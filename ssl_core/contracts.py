@@ -113,6 +113,7 @@ class StepSpec(Record):
     request: RunRequest | None = Field(default=None, description="For resolve in a DAG run")
     approval: Approval | None = Field(default=None, description="For promote, where a person was asked")
     rollback_to: str = Field(default="", description="For rollback: the version to go back to; empty: the one before")
+    reason: str = Field(default="", description="For rollback: why, as the ledger tells it")
 
     @model_validator(mode="after")
     def _one_configuration(self) -> StepSpec:
@@ -155,6 +156,7 @@ class StepResult(Record):
     cached: bool = Field(default=False, description="True where an earlier result was returned")
     news: bool = Field(default=True, description="False where nothing came of it that others should wake up for")
     verdict: Verdict | None = Field(default=None, description="The gate's")
+    alert: str = Field(default="", description="What somebody has to be told of, as `cause: words`; empty: nothing")
     run_id: str = Field(default="", description="The run that did it: RunContext.run_id")
     started_at: str = ""
     seconds: float = 0.0

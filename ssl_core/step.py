@@ -11,7 +11,7 @@ from typing import Any, Protocol
 
 from ssl_core.config.project import ProjectConfig
 from ssl_core.config.settings import Settings
-from ssl_core.contracts import DatasetRef, Ref, RunContext, RunRequest, Verdict
+from ssl_core.contracts import Approval, DatasetRef, Ref, RunContext, RunRequest, Verdict
 from ssl_core.store import Checkpoints, Store
 
 
@@ -108,6 +108,11 @@ class StepOutput:
     news: bool = True
     """False where nothing came of it that others should wake up for: no asset event is emitted."""
     verdict: Verdict | None = None
+    alert: str = ""
+    """What somebody has to be told of though the step went well, as ``cause: words`` (``data-bug: 40 samples of ...``).
+
+    The same cause again is not told again; a run of the step without it closes the incident.
+    """
 
 
 @dataclass
@@ -128,6 +133,12 @@ class StepContext:
     """Set by SIGTERM and Ctrl-C: a loop saves a checkpoint and raises ``TryAgain`` within three seconds."""
     request: RunRequest | None = None
     """What the DAG run asks for; only ``resolve`` reads it."""
+    approval: Approval | None = None
+    """What a person answered to the gate's report; only ``promote`` reads it."""
+    rollback_to: str = ""
+    """The version to go back to, empty for the one before; only ``rollback`` reads it."""
+    reason: str = ""
+    """Why somebody goes back; only ``rollback`` reads it."""
 
     def fetch(self, name: str) -> Path:
         """A local, verified, read-only path of the content of input ``name`` (not for datasets: see ``data.reader``)."""

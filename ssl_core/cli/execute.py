@@ -93,6 +93,7 @@ def _fresh(
             summary=output.summary,
             news=output.news,
             verdict=output.verdict,
+            alert=output.alert,
             run_id=spec.run.run_id,
             started_at=started.isoformat(timespec="seconds"),
             seconds=round(time.monotonic() - clock, 3),
@@ -124,6 +125,9 @@ def _fresh(
                 progress=progress,
                 stop=stop,
                 request=spec.request,
+                approval=spec.approval,
+                rollback_to=spec.rollback_to,
+                reason=spec.reason,
             )
             try:
                 output: StepOutput = _call(step.function, context)

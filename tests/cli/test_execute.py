@@ -10,7 +10,7 @@ import pytest
 from pydantic import ValidationError
 
 from ssl_core.cli.execute import execute
-from ssl_core.contracts import ArtifactRef, RunContext, RunRequest, StepSpec, StepStatus, Verdict
+from ssl_core.contracts import Approval, ArtifactRef, RunContext, RunRequest, StepSpec, StepStatus, Verdict
 from ssl_core.errors import CheckFailed, TryAgain, UserError
 from ssl_core.pipeline import Step
 from ssl_core.step import NoTracker, Output, StepContext, StepOutput
@@ -29,7 +29,9 @@ def make(ctx: StepContext) -> StepOutput:
 
 def judge(ctx: StepContext) -> StepOutput:
     assert ctx.request == RunRequest(template="finetune", dataset="v3")
-    return StepOutput(news=False, verdict=Verdict.REJECT)
+    assert ctx.approval == Approval(answer="decline", user="ada")
+    assert (ctx.rollback_to, ctx.reason) == ("3", "it is slow")
+    return StepOutput(news=False, verdict=Verdict.REJECT, alert="data-bug: look")
 
 
 def refuse(ctx: StepContext) -> StepOutput:
@@ -226,7 +228,7 @@ def test_a_spec_has_one_configuration(settings, make_project):
         RunRequest(template="resolve")
 
 
-def test_the_request_reaches_the_step_and_news_and_verdict_reach_the_result(do, settings, make_project):
+def test_what_is_asked_reaches_the_step_and_what_it_says_the_result(do, settings, make_project):
     assert do(make).news is True
     assert do(make).verdict is None
     row = Step("thing-maker", "x", f"{__name__}:judge", "Judges.", config=("name",))
@@ -235,10 +237,13 @@ def test_the_request_reaches_the_step_and_news_and_verdict_reach_the_result(do, 
         project=make_project().model_dump(mode="json"),
         run=RunContext(run_id="r7"),
         request=RunRequest(template="finetune", dataset="v3"),
+        approval=Approval(answer="decline", user="ada"),
+        rollback_to="3",
+        reason="it is slow",
     )
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("ssl_core.cli.execute.get_step", lambda name, modality: row)
         result = execute(spec, settings)
-    assert (result.news, result.verdict, result.run_id) == (False, Verdict.REJECT, "r7")
+    assert (result.news, result.verdict, result.alert, result.run_id) == (False, Verdict.REJECT, "data-bug: look", "r7")
     kept = store_of(settings).result("tiny", "thing-maker", result.key)
     assert kept == result, "and the record of it"
