@@ -145,7 +145,9 @@ def _judge(ctx: StepContext, folder: Path, champion: str | None) -> Decision:
             Verdict.NEEDS_HUMAN,
             [f"challenger and champion share {len(common)} test samples; fewer than {FEWEST_SAMPLES} decide nothing"],
         )
-    return judge(compare(mine, theirs, **options), ctx.project.promotion.margin)
+    found = compare(mine, theirs, **options)
+    margin = ctx.project.promotion.margin
+    return judge(found, max(0.02, found.detectable) if margin == "auto" else margin)
 
 
 def _champion_predictions(ctx: StepContext, champion: str) -> Predictions:
