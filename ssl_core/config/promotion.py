@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field
 
@@ -25,10 +25,8 @@ class PromotionConfig(Section):
         description="superiority: a challenger has to be better for sure; non-inferiority: it must not be worse by more than the margin",
         json_schema_extra=IN_FORM,
     )
-    margin: float | Literal["auto"] = Field(
+    margin: Annotated[float, Field(ge=0, le=1)] | Literal["auto"] = Field(
         default="auto",
-        ge=0,
-        le=1,
         description="What a challenger may lose against the champion, at the interval's lower end: of accuracy, or what stands "
         "for it. auto: 0.02, or the smallest difference that the test set can show where that is larger",
     )
