@@ -19,6 +19,8 @@ PERMUTATIONS = 500
 FOLDS = 5
 RIDGE = 0.1
 """Penalty of the classifier, as a share of the training samples (features have variance 1)."""
+SCALE_SAMPLES = 1000
+"""Samples from whose distances the kernel's scale is read, where it is fixed for many tests."""
 FEWEST = 20
 """Samples on each side, at least: of fewer there is nothing to say."""
 
@@ -40,10 +42,17 @@ def classifier_test(
     """Can a classifier tell ``window`` ``(m, D)`` from ``reference`` ``(n, D)``? Cross-validated AUC, and its permutation null.
 
     Lopez-Paz and Oquab 2017, "Revisiting Classifier Two-Sample Tests", https://arxiv.org/abs/1610.06545. The classifier is ridge
-    regression on the label: its cross-validated predictions are a fixed matrix times the labels, ``s = H y``, so all B
-    relabellings are one product of matrices instead of B trainings. Sees shifts of the mean, in any direction; ``mmd_test`` sees
-    the others. Raises ``ValueError`` for fewer than ``FEWEST`` samples on a side, or numbers that are not finite.
+    regression on the label: one factorisation serves all B relabellings, instead of B trainings. Sees shifts of the mean, in any
+    direction; ``mmd_test`` sees the others. Raises ``ValueError`` for fewer than ``FEWEST`` samples on a side, or numbers that
+    are not finite.
     """
+    return judge(classifier_values(reference, window, permutations=permutations, seed=seed))
+
+
+def classifier_values(
+    reference: np.ndarray, window: np.ndarray, *, permutations: int = PERMUTATIONS, seed: int = 0
+) -> Tensor:
+    """The AUC of ``classifier_test``, and those of B relabellings: ``(1 + B,)``."""
     pooled, labels = _pool(reference, window, permutations, seed)
     spread = pooled.std(dim=0, correction=0)
     features = ((pooled - pooled.mean(dim=0)) / spread.clamp_min(1e-12))[:, spread > 1e-12 * spread.max()]
@@ -51,15 +60,20 @@ def classifier_test(
     total, count = torch.zeros(labels.shape[1], dtype=torch.float64), torch.zeros(labels.shape[1], dtype=torch.float64)
     for number in range(FOLDS):
         held = fold == number
-        scores = _ridge(features[~held], features[held]) @ labels[~held]
+        scores = _ridge(features[~held], labels[~held], features[held])
         auc, known = _auc(scores, labels[held])
         total += auc
         count += known
-    return _judge(total / count.clamp_min(1))
+    return total / count.clamp_min(1)
 
 
 def mmd_test(
-    reference: np.ndarray, window: np.ndarray, *, permutations: int = PERMUTATIONS, seed: int = 0
+    reference: np.ndarray,
+    window: np.ndarray,
+    *,
+    permutations: int = PERMUTATIONS,
+    seed: int = 0,
+    scale: float | None = None,
 ) -> TwoSample:
     """Squared maximum mean discrepancy of ``reference`` ``(n, D)`` and ``window`` ``(m, D)``, unbiased, and its permutation null.
 
@@ -67,21 +81,51 @@ def mmd_test(
 
         MMD^2 = mean over i != j of k(x_i, x_j) + mean over i != j of k(y_i, y_j) - 2 * mean over i, j of k(x_i, y_j)
 
-    with ``k(a, b) = exp(-|a - b|^2 / s)``, s the median squared distance of the pooled samples. Memory and time grow with N^2:
-    give it a subsample. Raises as ``classifier_test``.
+    with ``k(a, b) = exp(-|a - b|^2 / s)``, s the median squared distance of the pooled samples unless ``scale`` gives it: with
+    one scale, values of many windows can be compared. Memory and time grow with N^2: give it a subsample. Raises as
+    ``classifier_test``.
     """
+    return judge(mmd_values(reference, window, permutations=permutations, seed=seed, scale=scale))
+
+
+def mmd_values(
+    reference: np.ndarray,
+    window: np.ndarray,
+    *,
+    permutations: int = PERMUTATIONS,
+    seed: int = 0,
+    scale: float | None = None,
+) -> Tensor:
+    """The squared discrepancy of ``mmd_test``, and those of B relabellings: ``(1 + B,)``."""
     pooled, labels = _pool(reference, window, permutations, seed)
-    squares = torch.cdist(pooled, pooled).square_()
-    apart = squares[*torch.triu_indices(len(pooled), len(pooled), 1)]
-    scale = float(apart.median())
-    kernel = torch.exp(squares / -(scale if scale > 0 else 1.0)).fill_diagonal_(0)
+    squares = _square_distances(pooled)
+    if scale is None:
+        scale = _median_apart(squares)
+    kernel = squares.mul_(-1 / (scale if scale > 0 else 1.0)).exp_().fill_diagonal_(0)
     m = float(labels[:, 0].sum())
     n = len(pooled) - m
     product = kernel @ labels
     within_window = (product * labels).sum(dim=0)
     across = product.sum(dim=0) - within_window
     within_reference = kernel.sum() - within_window - 2 * across
-    return _judge(within_reference / (n * (n - 1)) + within_window / (m * (m - 1)) - 2 * across / (n * m))
+    return within_reference / (n * (n - 1)) + within_window / (m * (m - 1)) - 2 * across / (n * m)
+
+
+def kernel_scale(samples: np.ndarray, seed: int = 0) -> float:
+    """The median squared distance within ``samples`` ``(n, D)``, of at most ``SCALE_SAMPLES`` of them: a ``scale`` for many tests."""
+    chosen = samples[subsample(len(samples), SCALE_SAMPLES, seed)].astype(np.float64)
+    return _median_apart(_square_distances(torch.from_numpy(chosen)))
+
+
+def judge(values: Tensor) -> TwoSample:
+    """What ``(1 + B,)`` values say; the first is what was observed, the others the null.
+
+    Of several draws that share no sample, give the mean of their values: it is exact too, as each relabelling relabels all draws.
+    """
+    observed, null = float(values[0]), values[1:]
+    # Relabellings that come to the same number up to rounding are as large.
+    as_large = int((null >= observed - 1e-12).sum())
+    return TwoSample(observed, (1 + as_large) / (1 + len(null)), float(null.quantile(0.95)) if len(null) else observed)
 
 
 def subsample(count: int, size: int, seed: int) -> np.ndarray:
@@ -102,16 +146,32 @@ def _pool(reference: np.ndarray, window: np.ndarray, permutations: int, seed: in
     return pooled, torch.from_numpy(labels.T.copy())
 
 
-def _ridge(train: Tensor, held: Tensor) -> Tensor:
-    """The matrix that turns labels of ``train`` ``(a, D)`` into scores of ``held`` ``(b, D)``: ``(b, a)``."""
+def _square_distances(samples: Tensor) -> Tensor:
+    """``(N, N)`` of ``(N, D)``, the diagonal 0."""
+    centred = samples - samples.mean(dim=0)  # nothing is lost to rounding where all samples lie far from 0
+    norms = centred.square().sum(dim=1)
+    squares = torch.addmm(norms[:, None] + norms, centred, centred.T, alpha=-2)
+    return squares.clamp_min_(0).fill_diagonal_(0)
+
+
+def _median_apart(squares: Tensor) -> float:
+    return float(squares[*torch.triu_indices(len(squares), len(squares), 1)].median())
+
+
+def _ridge(train: Tensor, labels: Tensor, held: Tensor) -> Tensor:
+    """Scores of ``held`` ``(b, D)`` by ridge regression of labels ``(a, C)`` on ``train`` ``(a, D)``: ``(b, C)``."""
     mean = train.mean(dim=0)
     centred = train - mean
     penalty = RIDGE * len(train)
     if train.shape[1] <= len(train):
-        inner = centred.T @ centred + penalty * torch.eye(train.shape[1], dtype=train.dtype)
-        return (held - mean) @ torch.linalg.solve(inner, centred.T)
-    outer = centred @ centred.T + penalty * torch.eye(len(train), dtype=train.dtype)
-    return torch.linalg.solve(outer, centred @ (held - mean).T).T
+        inner = centred.T @ centred
+        inner.diagonal().add_(penalty)
+        weights = torch.cholesky_solve(centred.T @ labels, torch.linalg.cholesky(inner))
+    else:
+        outer = centred @ centred.T
+        outer.diagonal().add_(penalty)
+        weights = centred.T @ torch.cholesky_solve(labels, torch.linalg.cholesky(outer))
+    return (held - mean) @ weights
 
 
 def _auc(scores: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
@@ -126,11 +186,3 @@ def _auc(scores: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
     auc = ((ranks * positive).sum(dim=1) - ones * (ones + 1) / 2) / pairs.clamp_min(1)
     known = (pairs > 0).to(torch.float64)
     return auc * known, known
-
-
-def _judge(values: Tensor) -> TwoSample:
-    """The first is what was observed, the others the null."""
-    observed, null = float(values[0]), values[1:]
-    # Relabellings that come to the same number up to rounding are as large.
-    as_large = int((null >= observed - 1e-12).sum())
-    return TwoSample(observed, (1 + as_large) / (1 + len(null)), float(null.quantile(0.95)) if len(null) else observed)

@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from ssl_core.monitoring.alarm import alarm_rate, is_alarm, threshold, window_rate, windows_needed
+from ssl_core.monitoring.alarm import alarm_rate, is_alarm, shared_part, threshold, window_rate, windows_needed
+from ssl_core.monitoring.two_sample import kernel_scale, mmd_values
 
 
 def test_the_rate_of_two_of_five_in_closed_form() -> None:
@@ -59,3 +60,32 @@ def test_alarms_of_the_rule_come_at_the_rate_that_the_formula_says() -> None:
     exceeded = np.random.default_rng(1).random(60_000) < 0.05
     alarms = [is_alarm(exceeded[max(0, end - 5) : end].tolist(), 2, 5) for end in range(1, len(exceeded) + 1)]
     assert np.mean(alarms) == pytest.approx(alarm_rate(0.05, 2, 5), rel=0.1)
+
+
+def test_windows_that_share_their_reference_exceed_together_and_the_rate_allows_for_it() -> None:
+    generator = np.random.default_rng(2)
+    shared, rate = 0.3, 0.05
+    common = np.repeat(generator.standard_normal(12_000), 5)
+    scores = np.sqrt(shared) * common + np.sqrt(1 - shared) * generator.standard_normal(60_000)
+    exceeded = (scores > 1.6449).reshape(-1, 5)
+    alarms = exceeded[:, -1] & (exceeded.sum(axis=1) >= 2)
+    assert alarms.mean() == pytest.approx(alarm_rate(rate, 2, 5, shared), rel=0.08)
+    assert alarm_rate(rate, 2, 5, shared) > 1.5 * alarm_rate(rate, 2, 5)
+    assert window_rate(2, 2, 5, shared) < window_rate(2, 2, 5)
+    assert 365 * alarm_rate(window_rate(2, 2, 5, shared), 2, 5, shared) == pytest.approx(2)
+    assert alarm_rate(rate, 2, 5, 1e-9) == pytest.approx(alarm_rate(rate, 2, 5)), "of nothing shared, the closed form"
+    assert alarm_rate(rate, 2, 5, 1 - 1e-9) == pytest.approx(rate, rel=0.1), "of everything shared, one window is all"
+
+
+def test_how_much_two_windows_share_is_what_they_show() -> None:
+    generator = np.random.default_rng(3)
+    n, m = 60, 60
+    pairs = []
+    for _ in range(400):
+        reference = generator.normal(size=(n, 20))
+        windows = [generator.normal(size=(m, 20)) for _ in range(2)]
+        pairs.append([float(mmd_values(reference, one, permutations=0, scale=40.0)[0]) for one in windows])
+    assert np.corrcoef(np.array(pairs).T)[0, 1] == pytest.approx(shared_part(n, n, m), abs=0.12)
+    assert shared_part(n, n, m) == pytest.approx(0.25)
+    assert shared_part(10 * n, n, m) == pytest.approx(0.0025), "fresh samples each time share next to nothing"
+    assert kernel_scale(generator.normal(size=(2000, 20))) == pytest.approx(40, rel=0.1)
