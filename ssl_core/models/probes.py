@@ -208,7 +208,7 @@ class SpreadGraph:
     def _graph(self) -> tuple[Array, Any]:
         from scipy import sparse
 
-        squared, nearest = _nearest_squared(self._train, self._train, self._k, skip_self=True)
+        squared, nearest = nearest_squared(self._train, self._train, self._k, skip_self=True)
         scale = np.sqrt(squared[:, -1])
         # Many identical samples have distance zero to their k-th neighbour; the smallest real distance stands in.
         positive = scale[scale > 0]
@@ -247,7 +247,7 @@ class SpreadGraph:
                 if part == largest:
                     continue
                 inside, outside = np.flatnonzero(member == part), np.flatnonzero(member != part)
-                squared, nearest = _nearest_squared(self._train[inside], self._train[outside], 1)
+                squared, nearest = nearest_squared(self._train[inside], self._train[outside], 1)
                 first = int(squared[:, 0].argmin())
                 found_i.append(int(inside[first]))
                 found_j.append(int(outside[nearest[first, 0]]))
@@ -298,7 +298,7 @@ class SpreadGraph:
 
         if self._votes is None or self._votes[0] is not test:
             z = self._prepare(test)
-            squared, nearest = _nearest_squared(z, self._train, self._k)
+            squared, nearest = nearest_squared(z, self._train, self._k)
             own = np.maximum(np.sqrt(squared[:, -1:]), 1e-12)
             exponent = np.minimum(squared / (own * self._scale[nearest]), 8.0)
             weight = np.exp(-exponent)
@@ -350,11 +350,11 @@ def _probabilities(scores: Array) -> Array:
 
 def _nearest(queries: Array, keys: Array, k: int) -> tuple[Array, Array]:
     """``(cosine, position)`` of the k most similar unit-length keys, each ``(M, k)``, nearest first; ties by position."""
-    squared, nearest = _nearest_squared(queries, keys, k)
+    squared, nearest = nearest_squared(queries, keys, k)
     return 1 - squared / 2, nearest
 
 
-def _nearest_squared(queries: Array, keys: Array, k: int, *, skip_self: bool = False) -> tuple[Array, Array]:
+def nearest_squared(queries: Array, keys: Array, k: int, *, skip_self: bool = False) -> tuple[Array, Array]:
     """Squared Euclidean distance and position of the k nearest keys, each ``(M, k)``, nearest first.
 
     One matrix product per chunk, so memory stays at a few thousand rows times N. ``skip_self``: queries are the keys.

@@ -1,0 +1,137 @@
+"""Faults of the feed that the manifest alone shows: another schema, columns that broke, and where samples come from."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from ssl_core.monitoring.document import MOST_SOURCES, OTHER, SourceCount
+from ssl_core.validation.report import printable
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+NOT_MEASURES = frozenset({"sample_id", "split", "group", "label", "source", "arrived_at", "first_version"})
+NEWLY_MISSING = 0.05
+"""Share of values that are missing, above the reference's, from which a column is broken."""
+SPIKE = 0.1
+"""Share of a window that holds one and the same value, which the reference hardly knows."""
+IMPOSSIBLE = 0.02
+"""Share of values that lie outside of the reference's range by more than the range is wide."""
+_VARIED = 20
+"""Different values in the reference, from which a column is taken as continuous."""
+_FEWEST = 20
+
+
+def schema_differences(reference: pd.DataFrame, window: pd.DataFrame) -> list[str]:
+    """Columns that the window lacks, has beyond the reference's, or holds in another type; in words."""
+    found = [f"the column {printable(c, 60)} is missing" for c in reference if c not in window]
+    found += [f"the column {printable(c, 60)} is new" for c in window if c not in reference]
+    for name in reference:
+        if name in window and len(reference) and len(window):
+            before, now = _type(reference[name]), _type(window[name])
+            if before != now and "nothing" not in (before, now):
+                found.append(f"the column {printable(name, 60)} holds {now} and used to hold {before}")
+    return found
+
+
+def broken_columns(reference: pd.DataFrame, window: pd.DataFrame) -> list[str]:
+    """Measures that no longer measure: missing, constant, one value again and again, or impossible; in words.
+
+    Needs ``_FEWEST`` rows on both sides; fewer show nothing.
+    """
+    if min(len(reference), len(window)) < _FEWEST:
+        return []
+    found: list[str] = []
+    for name in reference.columns:
+        if name not in NOT_MEASURES and name in window:
+            found.extend(f"{printable(name, 60)}: {fault}" for fault in _faults(reference[name], window[name]))
+    return found
+
+
+def _faults(reference: pd.Series, window: pd.Series) -> Iterator[str]:
+    missing, usual = _missing(window), _missing(reference)
+    if missing - usual >= NEWLY_MISSING:
+        yield f"{missing:.0%} of the values are missing, {usual:.0%} used to be"
+    known, before = window[~_is_missing(window)], reference[~_is_missing(reference)]
+    if not len(known) or not len(before) or before.nunique() < 2:
+        return
+    counts = known.value_counts()
+    value, share = counts.index[0], counts.iloc[0] / len(known)
+    usual = float((before == value).mean())
+    if len(counts) == 1 and usual < 0.9:
+        yield f"always {printable(value, 40)}, where the reference varies"
+    elif before.nunique() >= _VARIED and share >= SPIKE and share >= 10 * usual:
+        yield f"{share:.0%} of the values are {printable(value, 40)}, {usual:.1%} used to be"
+    if _is_number(before) and _is_number(known):
+        low, high = float(before.min()), float(before.max())
+        values = known.to_numpy(dtype=np.float64)
+        share = float(((values < low - (high - low)) | (values > high + (high - low))).mean())
+        if share >= IMPOSSIBLE:
+            yield f"{share:.0%} of the values are far outside of anything seen before ({low:.4g} to {high:.4g})"
+
+
+def source_names(manifest: pd.DataFrame) -> pd.Series:
+    """Where each sample comes from, one name a row; empty where the manifest does not say.
+
+    A sample that is a file comes from its folder; one that is a line or row of a file, from this file. Where folders are the
+    classes, the folder of the class is no source.
+    """
+    paths = manifest["source"].astype(str)
+    lines = paths.str.extract(r"^(.*):\d+(?:[:#]\d+)*$")[0]
+    folders = paths.str.rpartition("/")[0]
+    names = lines.where(lines.notna(), folders)
+    first = names.str.partition("/")[0]
+    labelled = manifest["label"].notna() & (names != "") & lines.isna()
+    if labelled.any() and (first[labelled] == manifest.loc[labelled, "label"]).mean() >= 0.9:
+        inner = names.str.partition("/")[2]
+        names = names.where(lines.notna(), inner)
+    return names
+
+
+def source_counts(manifest: pd.DataFrame) -> list[SourceCount]:
+    """How many samples came from where, most first; the rest, where there are many, as one."""
+    counts = source_names(manifest).value_counts(sort=True)
+    counts = counts[counts.index != ""]
+    shown = counts if len(counts) <= MOST_SOURCES else counts.iloc[: MOST_SOURCES - 1]
+    found = [SourceCount(name=str(name), rows=int(n)) for name, n in shown.items()]
+    rest = int(counts.iloc[len(shown) :].sum())
+    return [*found, SourceCount(name=OTHER, rows=rest)] if rest else found
+
+
+def _type(column: pd.Series) -> str:
+    from pandas.api import types
+
+    known = column.dropna()
+    if not len(known):
+        return "nothing"
+    if types.is_bool_dtype(known):
+        return "yes or no"
+    if types.is_numeric_dtype(known):
+        return "numbers"
+    if types.is_datetime64_any_dtype(known):
+        return "times"
+    kinds = {type(value) for value in known.head(1000)}
+    if kinds <= {str}:
+        return "texts"
+    return "numbers" if kinds <= {int, float} else re.sub(r"\W+", " ", " and ".join(sorted(k.__name__ for k in kinds)))
+
+
+def _is_number(column: pd.Series) -> bool:
+    from pandas.api import types
+
+    return bool(types.is_numeric_dtype(column) and not types.is_bool_dtype(column))
+
+
+def _is_missing(column: pd.Series) -> pd.Series:
+    """Empty, or a number that is none."""
+    if _is_number(column):
+        return ~np.isfinite(column.astype("float64"))
+    return column.isna()
+
+
+def _missing(column: pd.Series) -> float:
+    return float(_is_missing(column).mean()) if len(column) else 0.0
