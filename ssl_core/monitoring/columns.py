@@ -6,7 +6,7 @@ chance; and over many columns Benjamini and Hochberg's procedure keeps the share
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
@@ -19,6 +19,8 @@ LEVEL = 0.05
 """Share of false findings among the columns found (Benjamini and Hochberg 1995)."""
 CHANGED = 0.1
 """PSI from which a change counts: the customary "moderate"; 0.25 is a "major" one."""
+FEWEST_KNOWN = 20
+"""Values on each side of a column of which only the known ones count."""
 _BINS = 10
 _MOST_CATEGORIES = 50
 _MISSING = "(missing)"
@@ -42,10 +44,13 @@ class Column:
     """``q_value`` is at most ``LEVEL``, and ``psi`` at least ``CHANGED``."""
 
 
-def compare_columns(reference: pd.DataFrame, window: pd.DataFrame, kinds: Mapping[str, str]) -> list[Column]:
+def compare_columns(
+    reference: pd.DataFrame, window: pd.DataFrame, kinds: Mapping[str, str], *, known_only: Collection[str] = ()
+) -> list[Column]:
     """All columns of ``kinds`` (name to ``number`` or ``category``) that both have, the most different first.
 
-    ``ValueError`` where a side has no rows.
+    Of the columns ``known_only`` only what is not missing counts, and one with fewer than ``FEWEST_KNOWN`` values on a side is left
+    out: how many samples have a label yet says nothing about the world. ``ValueError`` where a side has no rows.
     """
     from scipy.stats import false_discovery_control
 
@@ -54,8 +59,13 @@ def compare_columns(reference: pd.DataFrame, window: pd.DataFrame, kinds: Mappin
     found = []
     for name, kind in kinds.items():
         if name in reference and name in window:
+            sides = [reference[name], window[name]]
+            if name in known_only:
+                sides = [side.dropna() for side in sides]
+                if min(map(len, sides)) < FEWEST_KNOWN:
+                    continue
             measure = _numbers if kind == "number" else _categories
-            found.append((name, kind, *measure(reference[name], window[name])))
+            found.append((name, kind, *measure(*sides)))
     if not found:
         return []
     q_values = false_discovery_control([p_value for *_, p_value in found])
