@@ -24,13 +24,13 @@ from ssl_core.data.dataset import (
     read_manifest_file,
 )
 from ssl_core.data.table import SampleTable
+from ssl_core.data.windows import new_windows, version_number
 from ssl_core.modalities import noun
 from ssl_core.monitoring import document as doc
 from ssl_core.monitoring.record import Records
 from ssl_core.monitoring.seen import Champion, require_artifacts
 from ssl_core.monitoring.triage import Evidence, triage
 from ssl_core.monitoring.watch import Watch, unjudged
-from ssl_core.monitoring.windows import new_windows, version_number
 from ssl_core.registry import versions
 from ssl_core.registry.answers import encoder_of, registered
 from ssl_core.registry.client import connect, mlflow_errors

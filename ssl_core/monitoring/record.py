@@ -12,9 +12,9 @@ from pydantic import Field, ValidationError
 
 from ssl_core.config.monitor import MonitorConfig
 from ssl_core.contracts import Record
+from ssl_core.data.windows import Window
 from ssl_core.errors import CheckFailed
 from ssl_core.monitoring.document import DriftReport
-from ssl_core.monitoring.windows import Window
 from ssl_core.store import Store
 
 _MONTH = timedelta(days=30)

@@ -15,6 +15,7 @@ from ssl_core.contracts import DatasetRef
 from ssl_core.data import reader
 from ssl_core.data.dataset import INFO_FILE, manifest_schema
 from ssl_core.data.table import SampleTable
+from ssl_core.data.windows import ReferenceRows, Window, old_windows, reference_of, version_number
 from ssl_core.evaluation.metrics import HEADLINES
 from ssl_core.monitoring import document as doc
 from ssl_core.monitoring import evidence, feed, mix
@@ -35,7 +36,6 @@ from ssl_core.monitoring.record import Records, WindowRecord, counts, held_back,
 from ssl_core.monitoring.seen import Champion, Seen
 from ssl_core.monitoring.triage import Evidence, triage
 from ssl_core.monitoring.two_sample import kernel_scale, subsample
-from ssl_core.monitoring.windows import ReferenceRows, Window, old_windows, reference_of, version_number
 from ssl_core.step import StepContext
 
 if TYPE_CHECKING:
