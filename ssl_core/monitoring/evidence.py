@@ -32,7 +32,7 @@ MOST_PARTS = 8
 """Sources that are tried one by one, the largest first."""
 _REST = 0.1
 """Share of the window that must be left without a source, at least, to say that it is as ever."""
-_PERMUTATIONS = 100
+_PERMUTATIONS = 199
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,13 @@ class Side:
     probabilities: np.ndarray | None = None
     """``(n, K)`` by the champion, where a sample has one class."""
     labels: np.ndarray | None = None
-    """Positions in the classes ``(n,)``, -1 unknown."""
+    """Positions in the champion's classes ``(n,)``, -1 where there is no label or another; None where labels are no classes."""
+
+    def named(self) -> tuple[np.ndarray, np.ndarray]:
+        """Embeddings of the samples with a label, and the labels as numbers: any names, not only the champion's classes."""
+        known = self.manifest["label"].notna().to_numpy()
+        _, numbers = np.unique(self.manifest["label"].to_numpy(dtype=object)[known].astype(str), return_inverse=True)
+        return self.embeddings[known], numbers
 
     def __len__(self) -> int:
         return len(self.embeddings)
@@ -103,18 +109,36 @@ def gather(
         beyond=None if nearness is None else nearness.beyond,
         median_ratio=None if nearness is None else nearness.median_ratio,
         probe=probe(reference, window, seed) if exceeded else None,
+        sureness=_sureness(reference, window, shift),
+        unknown_labels=_unknown(window),
         quality_low=None if performance is None else performance.low,
         quality_high=None if performance is None else performance.high,
     )  # fmt: skip
 
 
+def _sureness(reference: Side, window: Side, shift: Mix | None) -> float | None:
+    if shift is None or reference.probabilities is None or window.probabilities is None:
+        return None
+    return sureness(*(mix.tempered(side.probabilities, shift.temperature) for side in (reference, window)))  # type: ignore[arg-type]
+
+
+def _unknown(window: Side) -> float:
+    labelled = window.manifest["label"].notna().to_numpy()
+    return 0.0 if window.labels is None or not labelled.any() else float((window.labels[labelled] < 0).mean())
+
+
 def separation(reference: np.ndarray, window: np.ndarray, size: int, seed: int) -> Separation | None:
-    """The classifier two-sample test on at most ``size`` samples a side; None with too few, or numbers that are not finite."""
-    sides = [side[subsample(len(side), size, seed)] for side in (reference, window)]
+    """The classifier two-sample test on at most ``size`` samples a side; None with too few, or numbers that are not finite.
+
+    Beside the embeddings it sees their squares, so that another spread shows as well as another mean: here "no difference" decides.
+    """
+    sides = [side[subsample(len(side), size, seed)].astype(np.float64) for side in (reference, window)]
     if min(map(len, sides)) < FEWEST or not all(np.isfinite(side).all() for side in sides):
         return None
-    found = classifier_test(*sides, permutations=_PERMUTATIONS, seed=seed)
-    return Separation(found.effect, found.null_95)
+    middle = sides[0].mean(axis=0)
+    both = [np.concatenate([side, (side - middle) ** 2], axis=1) for side in sides]
+    found = classifier_test(*both, permutations=_PERMUTATIONS, seed=seed)
+    return Separation(found.effect, found.p_value)
 
 
 def culprit(reference: Side, window: Side, config: MonitorConfig, seed: int = 0) -> Part | None:
@@ -170,20 +194,27 @@ def novelty(reference: np.ndarray, window: np.ndarray, seed: int = 0) -> Novelty
 def probe(reference: Side, window: Side, seed: int = 0) -> Probe | None:
     """Whether the frozen features still tell classes apart: nearest neighbours among as many labels on both sides.
 
-    Each labelled sample is judged by the others of its side. None with fewer than ``FEWEST_LABELS`` labels on a side, or one class.
+    Each labelled sample is judged by the others of its side. The window's classes may be others than the champion's: it is the
+    encoder that is asked. None with fewer than ``FEWEST_LABELS`` labels on a side, or one class.
     """
     if reference.labels is None or window.labels is None:
         return None
-    sides = [(side.embeddings[side.labels >= 0], side.labels[side.labels >= 0]) for side in (reference, window)]  # type: ignore[operator, index]
+    sides = [side.named() for side in (reference, window)]
     count = min(MOST, *(len(labels) for _, labels in sides))
-    if count < FEWEST_LABELS or any(len(np.unique(labels)) < 2 for _, labels in sides):
+    if count < FEWEST_LABELS or any(labels.max() == 0 for _, labels in sides):
         return None
-    found = []
+    reached = []
     for features, labels in sides:
         rows = subsample(len(labels), count, seed)
-        found.append(_left_out(features[rows], labels[rows]))
-    most = float(np.bincount(sides[1][1]).max() / len(sides[1][1]))
-    return Probe(count, found[0], found[1], most)
+        reached.append(_left_out(features[rows], labels[rows]))
+    return Probe(count, reached[0], reached[1], float(np.bincount(sides[1][1]).max() / len(sides[1][1])))
+
+
+def sureness(reference: np.ndarray, window: np.ndarray) -> float | None:
+    """Mean confidence on ``window`` above chance, as a share of that on ``reference``; both are probabilities ``(n, K)``."""
+    chance = 1 / reference.shape[1]
+    there, here = (float(side.max(axis=1).mean()) - chance for side in (reference, window))
+    return here / there if there > 1e-6 else None
 
 
 def _left_out(features: np.ndarray, labels: np.ndarray) -> float:

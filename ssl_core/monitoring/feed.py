@@ -129,7 +129,7 @@ def _is_number(column: pd.Series) -> bool:
 def _is_missing(column: pd.Series) -> pd.Series:
     """Empty, or a number that is none."""
     if _is_number(column):
-        return ~np.isfinite(column.astype("float64"))
+        return column.isna() | column.isin([np.inf, -np.inf])
     return column.isna()
 
 

@@ -23,14 +23,18 @@ LEVEL = 0.05
 """Of q-values of the mix of classes."""
 CHANGED = 0.1
 """PSI of the mix of classes from which a change counts (``columns.CHANGED``)."""
+SURE = 0.01
+"""The p-value up to which a part of a window is said to differ."""
 QUALITY_LOST = 0.05
 """How far below the reference's the quality may surely be, while nothing looks different, before the labels are in doubt."""
 BEYOND = 0.5
 """New territory: so many samples of the window are farther from the reference than 95% of its own."""
 FARTHER = 1.5
 """And their median distance is so many times the reference's own."""
-PROBE_KEPT = 0.8
-"""A probe holds where it reaches so much of what it reaches on the reference, both above chance."""
+SERVES = 0.6
+"""The encoder's features still serve where a probe keeps so much of what it reaches on the reference, both above chance."""
+UNKNOWN_LABELS = 0.2
+"""Share of the window's labels that are no class of the champion's, from which they are told."""
 FEWEST_LABELS = 30
 """A probe of fewer labels says nothing."""
 
@@ -52,12 +56,11 @@ class Separation:
     """How well a classifier tells some samples of the window from the reference."""
 
     auc: float
-    null_95: float
-    """What 95% of relabellings stay below: more than ``auc`` where samples are few, however alike they are."""
+    p_value: float
 
     def is_seen(self, least: float) -> bool:
-        """Whether there is a difference: beyond chance, and at least ``least``."""
-        return self.auc > max(self.null_95, least)
+        """Whether there is a difference: hardly by chance, and at least ``least``."""
+        return self.p_value <= SURE and self.auc >= least
 
 
 @dataclass(frozen=True)
@@ -82,7 +85,7 @@ class Probe:
 
     @property
     def holds(self) -> bool:
-        return self.window - self.chance >= PROBE_KEPT * max(0.0, self.reference - self.chance)
+        return self.window - self.chance >= SERVES * max(0.0, self.reference - self.chance)
 
 
 @dataclass(frozen=True)
@@ -119,6 +122,10 @@ class Evidence:
     """Share of the window farther from the reference than 95% of its own samples."""
     median_ratio: float | None = None
     probe: Probe | None = None
+    sureness: float | None = None
+    """The champion's mean confidence above chance, as a share of the reference's: asked where no labels can be."""
+    unknown_labels: float = 0.0
+    """Share of the window's labels that are no class of the champion's."""
     quality_low: float | None = None
     quality_high: float | None = None
     """95% interval of labelled quality, window minus reference."""
@@ -230,21 +237,30 @@ def _how_far(evidence: Evidence, config: MonitorConfig) -> Judgement:
 
 
 def _distance(evidence: Evidence) -> Judgement:
-    beyond, ratio, probe = evidence.beyond, evidence.median_ratio, evidence.probe
+    beyond, ratio = evidence.beyond, evidence.median_ratio
     if beyond is None or ratio is None:
         return "covariate-shift", ["how far the window lies from the reference is not known"]
     distance = f"{beyond:.0%} of it lies farther from the reference than 95% of the reference's own, {ratio:.1f} times as far in the middle"
     if beyond < BEYOND or ratio < FARTHER:
         return "covariate-shift", [f"known territory: {distance}"]
-    if probe is None:
-        return "new-territory", [distance, "there are no labels to tell whether the encoder's features still serve"]
-    reached = (
-        f"nearest neighbours on its features reach {probe.window:.0%} with {probe.labels:,} labels, {probe.reference:.0%} on the "
-        "reference"
+    serves, why = _serves(evidence)
+    return ("covariate-shift", [f"far away: {distance}", why]) if serves else ("new-territory", [distance, why])
+
+
+def _serves(evidence: Evidence) -> tuple[bool, str]:
+    """Whether the encoder's features still tell classes apart: by the labels there are, else by the champion's own doubt."""
+    if (probe := evidence.probe) is not None:
+        said = "still serve" if probe.holds else "do not serve"
+        return probe.holds, (
+            f"the encoder's features {said}: nearest neighbours on them reach {probe.window:.0%} with {probe.labels:,} labels, "
+            f"{probe.reference:.0%} on the reference"
+        )
+    if evidence.sureness is None:
+        return False, "nothing tells whether the encoder's features still serve: there are no labels"
+    kept = (
+        f"the champion keeps {max(0.0, evidence.sureness):.0%} of its confidence, and there are too few labels to ask"
     )
-    if probe.holds:
-        return "covariate-shift", [f"far away: {distance}", f"but the encoder's features still serve: {reached}"]
-    return "new-territory", [distance, f"the encoder's features do not serve: {reached}"]
+    return evidence.sureness >= SERVES, kept
 
 
 def _seen(evidence: Evidence) -> str:
@@ -259,6 +275,8 @@ def _seen(evidence: Evidence) -> str:
 def _remaining(evidence: Evidence, config: MonitorConfig) -> Iterator[str]:
     if evidence.mix_changed and evidence.unexplained is not None and evidence.unexplained.is_seen(config.min_auc):
         yield f"the mix of classes changed too, but does not explain it (AUC {evidence.unexplained.auc:.2f} left)"
+    if evidence.unknown_labels >= UNKNOWN_LABELS:
+        yield f"{evidence.unknown_labels:.0%} of its labels are classes that the champion does not know"
     if evidence.drifted:
         yield f"other values in {_listed(evidence.drifted)}"
 
