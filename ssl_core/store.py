@@ -337,6 +337,10 @@ class Checkpoints:
                 return int(name), local
         return None
 
+    def part(self, name: str) -> Checkpoints:
+        """Checkpoints of one of several trainings of a step, below these; ``clear`` of these removes them too."""
+        return Checkpoints(self._store, f"{self._uri}/{name}")
+
     def clear(self) -> None:
         """Removes all checkpoints; called once the step's result is committed."""
         self._store.remove(self._uri)

@@ -22,6 +22,7 @@ from ssl_core.config.objectives import ImageAugmentConfig
 from ssl_core.config.tasks import ImageClassificationConfig
 from ssl_core.data.augment import ImageAugment
 from ssl_core.errors import CheckFailed, TryAgain
+from ssl_core.models.anchors import Penalty
 from ssl_core.models.classifier import ImageClassifier, build_classifier
 from ssl_core.models.embed import embed
 from ssl_core.models.encoder import EncoderInfo
@@ -68,6 +69,8 @@ def train_classifier(
     config: ImageClassificationConfig,
     classes: Sequence[str],
     *,
+    head: nn.Module | None = None,
+    penalty: Penalty | None = None,
     device: str = "cpu",
     precision: str = "float32",
     threads: int | None = None,
@@ -80,7 +83,7 @@ def train_classifier(
 
     ``config.method`` full trains encoder and head at a rate each, on lightly augmented images; linear trains the head
     on the frozen encoder's features. Batches hold every class equally often. The labels of ``unlabeled_positions`` are
-    never read.
+    never read. ``head`` is where the head starts from, instead of knowing nothing; ``penalty`` is added to the loss.
 
     With ``checkpoints``, full goes on from the newest one, to the same bits as if it had never stopped; linear takes
     seconds and starts again.
@@ -102,14 +105,17 @@ def train_classifier(
         features = embed(encoder, info.preprocessing, images.pixels, everything, device=device, precision=precision)
         if spread:
             targets = spread_targets(features, targets, unlabeled_positions, config.seed)
-    model = build_classifier(encoder, info, classes).to(device)
+    model = build_classifier(encoder, info, classes)
+    if head is not None:
+        model.head.load_state_dict(head.state_dict())
+    model.to(device)
     follow = _Follower(stop or threading.Event(), progress or NoProgress(), tracker or NoTracker(), checkpoints)
     with torch.random.fork_rng():
         if linear:
             assert features is not None
-            _train_head(model, features, targets, config, replace(follow, checkpoints=None))
+            _train_head(model, features, targets, config, replace(follow, checkpoints=None), penalty)
         else:
-            _train_all(model, images.pixels, targets, config, precision, follow)
+            _train_all(model, images.pixels, targets, config, precision, follow, penalty)
     if spread:
         temper(model, images.pixels, targets)
     return model.cpu().eval()
@@ -161,6 +167,7 @@ def _train_all(
     config: ImageClassificationConfig,
     precision: str,
     follow: _Follower,
+    penalty: Penalty | None,
 ) -> None:
     """Encoder and head, on mild views of the images."""
     device = next(model.parameters()).device
@@ -171,36 +178,48 @@ def _train_all(
         ]
     )
     augment = ImageAugment(MILD)
+    pull = penalty(model) if penalty else None
 
     def loss(rows: np.ndarray, step: int) -> Tensor:
         batch = torch.from_numpy(pixels[targets.positions[rows]]).to(device)
         views = model.info.preprocessing.normalise(augment(batch, config.seed, step, 0))
         with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bfloat16"):
             logits = model(views)
-        return soft_cross_entropy(logits, *_on(device, targets, rows, config.label_smoothing))
+        value = soft_cross_entropy(logits, *_on(device, targets, rows, config.label_smoothing))
+        return value + pull() if pull else value
 
     model.train()
     _descend(loss, model, optimizer, targets, config, follow)
 
 
 def _train_head(
-    model: ImageClassifier, features: np.ndarray, targets: Targets, config: ImageClassificationConfig, follow: _Follower
+    model: ImageClassifier,
+    features: np.ndarray,
+    targets: Targets,
+    config: ImageClassificationConfig,
+    follow: _Follower,
+    penalty: Penalty | None,
 ) -> None:
     """The head alone, on standardised features; the standardisation is then folded into its weights."""
     device = next(model.parameters()).device
     mean, std = features.mean(axis=0), np.maximum(features.std(axis=0), 1e-6)
     standard = torch.from_numpy(((features - mean) / std).astype(np.float32)).to(device)
+    weight, bias = model.head.weight, model.head.bias
+    assert isinstance(weight, Tensor)
+    assert isinstance(bias, Tensor)
+    with torch.no_grad():  # a head that knows something answers the same on standardised features
+        bias.add_(weight @ torch.from_numpy(mean).to(device))
+        weight.mul_(torch.from_numpy(std).to(device))
+    pull = penalty(model.head) if penalty else None
     optimizer = adamw(parameter_groups(model.head, config.learning_rate, config.weight_decay))
 
     def loss(rows: np.ndarray, step: int) -> Tensor:
         logits = model.head(standard[torch.from_numpy(rows).to(device)])
-        return soft_cross_entropy(logits, *_on(device, targets, rows, config.label_smoothing))
+        value = soft_cross_entropy(logits, *_on(device, targets, rows, config.label_smoothing))
+        return value + pull() if pull else value
 
     _descend(loss, model.head, optimizer, targets, config, follow)
     with torch.no_grad():
-        weight, bias = model.head.weight, model.head.bias
-        assert isinstance(weight, Tensor)
-        assert isinstance(bias, Tensor)
         weight.div_(torch.from_numpy(std).to(device))
         bias.sub_(weight @ torch.from_numpy(mean).to(device))
 

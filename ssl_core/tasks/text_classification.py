@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from ssl_core.config.tasks import TextClassificationConfig
 from ssl_core.data.table import SampleTable
 from ssl_core.errors import CheckFailed, UserError
+from ssl_core.models.anchors import Penalty
 from ssl_core.models.optim import adamw, parameter_groups
 from ssl_core.models.text_classifier import TextClassifier, build_classifier
 from ssl_core.models.text_encoder import MLMHead, TextEncoder
@@ -64,6 +65,8 @@ def train_classifier(
     config: TextClassificationConfig,
     *,
     mlm_head: MLMHead | None = None,
+    head: nn.Module | None = None,
+    penalty: Penalty | None = None,
     device: str = "cpu",
     precision: str = "float32",
     threads: int | None = None,
@@ -78,6 +81,7 @@ def train_classifier(
     low-rank adapters of the attention projections, which are merged into the weights at the end. AdamW with warm-up and
     cosine; cross-entropy, binary cross-entropy or squared error by ``data.label_type``. Equal seeds and threads give equal
     bits on a CPU. Of the labels, those at ``labelled`` ``(n,)`` alone are read. ``mlm_head`` goes along, to be saved.
+    ``head`` is where the head starts from, instead of knowing nothing; ``penalty`` is added to the loss.
 
     With ``checkpoints``, full and lora go on from the newest one, to the same bits as if they had never stopped; linear
     and the folds of a cross-validation take little time and start again.
@@ -97,9 +101,13 @@ def train_classifier(
     def train(rows: np.ndarray, follow: Follower) -> tuple[TextClassifier, dict[str, Any]]:
         model = build_classifier(
             copy.deepcopy(encoder), info, tokenizer, classes, targets.label_type, config.stride, mlm_head
-        ).to(device)
+        )
+        if head is not None:
+            model.head.load_state_dict(head.state_dict())
+            _standardise(model, targets)
+        model.to(device)
         with torch.random.fork_rng():
-            work = _Work(model, texts, labelled[rows], targets[rows], config, precision, follow)
+            work = _Work(model, texts, labelled[rows], targets[rows], config, precision, follow, penalty)
             record = {"linear": _train_head, "full": _train_all, "lora": _train_adapters}[config.method](work)
         _unstandardise(model, targets)
         return model.eval(), record
@@ -126,9 +134,11 @@ class _Work:
         config: TextClassificationConfig,
         precision: str,
         follow: Follower,
+        penalty: Penalty | None,
     ) -> None:
         held = hold_out(targets.strata, config.seed) if config.early_stopping else np.zeros(len(targets), dtype=bool)
         self.model, self.texts, self.config, self.precision, self.follow = model, texts, config, precision, follow
+        self.penalty = penalty
         self.device = next(model.parameters()).device
         self.positions, self.targets = positions[~held], targets[~held]
         self.held_positions, self.held_targets = positions[held], targets[held]
@@ -181,8 +191,14 @@ class _Work:
         """Trains ``trained``; returns what there is to say about it."""
         order = self.order(batch_size)
         steps = max(self.config.epochs * order.per_epoch, least)
+        pull = self.penalty(trained) if self.penalty else None
+
+        def loss(chosen: np.ndarray) -> Tensor:
+            value = self.loss(chosen, logits(chosen))
+            return value + pull() if pull else value
+
         done = descend(
-            lambda chosen: self.loss(chosen, logits(chosen)), trained, optimizer, order, steps, self.config.seed, follow,
+            loss, trained, optimizer, order, steps, self.config.seed, follow,
             self.watch(trained, score),
         )  # fmt: skip
         return {
@@ -239,6 +255,9 @@ def _train_head(work: _Work) -> dict[str, Any]:
     raw = work.features(work.windows)
     mean, std = raw.mean(dim=0), raw.std(dim=0, correction=0).clamp_min(1e-6)
     standard = (raw - mean) / std
+    with torch.no_grad():  # a head that knows something answers the same on standardised features
+        head.bias.add_(head.weight @ mean)
+        head.weight.mul_(std)
     held = cut(work.texts.offsets, work.held_positions, model.room, model.stride)
     held_features = (work.features(held) - mean) / std if len(held) else raw[:0]
 
@@ -306,6 +325,14 @@ def _train_adapters(work: _Work) -> dict[str, Any]:
             next_step="set pretrain.precision: float32, or task.method: full",
         )
     return {**record, "merge_difference": difference}
+
+
+def _standardise(model: TextClassifier, targets: Targets) -> None:
+    """The inverse of ``_unstandardise``, for a head that answers with numbers as people know them."""
+    head: Any = model.head
+    with torch.no_grad():
+        head.bias.sub_(targets.mean).div_(targets.scale)
+        head.weight.div_(targets.scale)
 
 
 def _unstandardise(model: TextClassifier, targets: Targets) -> None:

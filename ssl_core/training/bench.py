@@ -9,8 +9,11 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
+from torch import Tensor
 
+from ssl_core.config.tasks import TaskConfig
 from ssl_core.data.table import SampleTable
+from ssl_core.models.anchors import Penalty
 from ssl_core.step import Progress, Tracker
 from ssl_core.training.state import CheckpointFiles
 
@@ -28,6 +31,15 @@ class Trained:
     """JSON values for ``training.json``: steps, epochs, folds, ..."""
     note: str = ""
     """How, as the end of a sentence: "and the labels spread over 900 more images"."""
+
+
+@dataclass(frozen=True)
+class Start:
+    """What a fine-tuning goes on from, instead of the registered encoder and a head that knows nothing."""
+
+    model: Any
+    """As ``Bench.load`` gives it."""
+    penalty: Penalty
 
 
 class Classical(Protocol):
@@ -58,16 +70,27 @@ class Bench(Protocol):
         labelled: Array,
         unlabeled: Array,
         *,
+        task: TaskConfig | None = None,
         random: bool = False,
+        start: Start | None = None,
         checkpoints: CheckpointFiles | None = None,
         stop: threading.Event | None = None,
         progress: Progress | None = None,
         tracker: Tracker | None = None,
     ) -> Trained:
-        """The recipe of ``task`` from the registered encoder, or from a random one: the same labels, the same batches.
+        """A recipe from the registered encoder, from a random one, or from ``start``: the same labels, the same batches.
 
-        ``labelled`` and ``unlabeled`` are positions in the table; no label but those of ``labelled`` is read.
+        ``labelled`` and ``unlabeled`` are positions in the table; no label but those of ``labelled`` is read. ``task`` is the
+        project's with another seed or other rates; default: the project's own.
         """
+        ...
+
+    def suits(self, model: Any) -> str:
+        """Why a loaded model cannot be gone on from on this table, and with this encoder; empty where it can."""
+        ...
+
+    def logits(self, model: Any, positions: Array) -> Tensor:
+        """``(n, K)`` before softmax or sigmoid, with gradients; of a sample that is cut into parts, of the first one."""
         ...
 
     def save(self, folder: Path, model: Any) -> None:

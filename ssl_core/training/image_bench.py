@@ -9,8 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
+from torch import Tensor
 
 from ssl_core.config.project import ImageProject
+from ssl_core.config.tasks import ImageClassificationConfig, TaskConfig
 from ssl_core.contracts import DatasetRef
 from ssl_core.data.memory import Images, open_images
 from ssl_core.models.classifier import ImageClassifier, load_classifier, save_classifier
@@ -19,7 +22,7 @@ from ssl_core.models.encoder import EncoderInfo, load_encoder
 from ssl_core.models.resnet import ResNet
 from ssl_core.step import Progress, StepContext, Tracker
 from ssl_core.tasks.image_classification import schedule, train_classifier
-from ssl_core.training.bench import GOLDEN_SAMPLES, Classical, Trained
+from ssl_core.training.bench import GOLDEN_SAMPLES, Classical, Start, Trained
 from ssl_core.training.runtime import Runtime
 from ssl_core.training.state import CheckpointFiles
 
@@ -58,16 +61,21 @@ class ImageBench:
         labelled: Array,
         unlabeled: Array,
         *,
+        task: TaskConfig | None = None,
         random: bool = False,
+        start: Start | None = None,
         checkpoints: CheckpointFiles | None = None,
         stop: threading.Event | None = None,
         progress: Progress | None = None,
         tracker: Tracker | None = None,
     ) -> Trained:
-        task, runtime = self._project.task, self._runtime
+        task, runtime = task or self._project.task, self._runtime
+        assert isinstance(task, ImageClassificationConfig)
+        encoder = start.model.encoder if start else self._random(0) if random else self._encoder
         model = train_classifier(
-            self._random(0) if random else self._encoder, self._info, self._images, labelled, unlabeled, task,
-            self._images.classes, device=runtime.device, precision=runtime.precision, threads=runtime.threads,
+            encoder, self._info, self._images, labelled, unlabeled, task, self._images.classes,
+            head=start.model.head if start else None, penalty=start.penalty if start else None,
+            device=runtime.device, precision=runtime.precision, threads=runtime.threads,
             checkpoints=checkpoints, stop=stop, progress=progress, tracker=tracker,
         )  # fmt: skip
         spread = task.spread_labels and len(unlabeled) > 0
@@ -80,6 +88,15 @@ class ImageBench:
 
     def load(self, folder: Path) -> ImageClassifier:
         return load_classifier(folder)
+
+    def suits(self, model: ImageClassifier) -> str:
+        if model.classes != self._images.classes:
+            return "it knows other classes"
+        return "" if model.info == self._info else "it sees images in another way than the registered encoder"
+
+    def logits(self, model: ImageClassifier, positions: Array) -> Tensor:
+        pixels = torch.from_numpy(np.ascontiguousarray(self._images.pixels[positions]))
+        return model(pixels.to(next(model.parameters()).device))
 
     def scores(self, model: ImageClassifier, positions: Array) -> Array:
         scores = np.zeros((len(positions), len(self._images.classes)), dtype=np.float32)

@@ -11,8 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from torch import Tensor
 
 from ssl_core.config.project import TextProject
+from ssl_core.config.tasks import TaskConfig, TextClassificationConfig
 from ssl_core.contracts import DatasetRef
 from ssl_core.data.table import SampleTable
 from ssl_core.data.text.tokens import Tokens, open_tokens, read_texts
@@ -21,11 +23,12 @@ from ssl_core.models.text_embed import embed_tokens
 from ssl_core.models.text_encoder import TextEncoder
 from ssl_core.models.text_golden import pack
 from ssl_core.models.text_weights import load_encoder, random_encoder
+from ssl_core.models.text_windows import cut
 from ssl_core.pipeline import digest, source_digest
 from ssl_core.step import Progress, StepContext, Tracker
 from ssl_core.store import storage_errors
 from ssl_core.tasks.text_classification import train_classifier
-from ssl_core.training.bench import GOLDEN_SAMPLES, Classical, Trained
+from ssl_core.training.bench import GOLDEN_SAMPLES, Classical, Start, Trained
 from ssl_core.training.runtime import Runtime
 from ssl_core.training.state import CheckpointFiles
 
@@ -79,18 +82,22 @@ class TextBench:
         labelled: Array,
         unlabeled: Array,
         *,
+        task: TaskConfig | None = None,
         random: bool = False,
+        start: Start | None = None,
         checkpoints: CheckpointFiles | None = None,
         stop: threading.Event | None = None,
         progress: Progress | None = None,
         tracker: Tracker | None = None,
     ) -> Trained:
-        task, runtime = self._project.task, self._runtime
+        task, runtime = task or self._project.task, self._runtime
+        assert isinstance(task, TextClassificationConfig)
         if random:  # it is compared with, not reported on: one training is enough
             task = task.model_copy(update={"folds": 0})
+        encoder = start.model.encoder if start else self._random(0) if random else self._encoder
         model, record = train_classifier(
-            self._random(0) if random else self._encoder, self._info, self._tokenizer, self._tokens, labelled, task,
-            mlm_head=self._mlm_head, device=runtime.device, precision=runtime.precision, threads=runtime.threads,
+            encoder, self._info, self._tokenizer, self._tokens, labelled, task, mlm_head=self._mlm_head,
+            head=start.model.head if start else None, penalty=start.penalty if start else None, device=runtime.device, precision=runtime.precision, threads=runtime.threads,
             checkpoints=checkpoints, stop=stop, progress=progress, tracker=tracker,
         )  # fmt: skip
         return Trained(model, record, _note(record))
@@ -100,6 +107,20 @@ class TextBench:
 
     def load(self, folder: Path) -> TextClassifier:
         return load_classifier(folder)
+
+    def suits(self, model: TextClassifier) -> str:
+        table = self._tokens.table
+        if model.label_type != table.label_type:
+            return f"its labels are of type {model.label_type}"
+        if model.label_type != "number" and model.classes != table.classes:
+            return "it knows other classes"
+        return "" if model.info == self._info else "it sees texts in another way than the registered encoder"
+
+    def logits(self, model: TextClassifier, positions: Array) -> Tensor:
+        windows = cut(self._tokens.offsets, positions, model.room, model.stride)
+        first = np.unique(windows.rows, return_index=True)[1]
+        batch = windows.sequences(self._tokens.ids, first, model.tokenizer.cls_id, model.tokenizer.sep_id)
+        return model.logits(batch.to(next(model.parameters()).device))
 
     def scores(self, model: TextClassifier, positions: Array) -> Array:
         answers = model.to(self._runtime.device).predict_tokens(self._tokens.ids, self._tokens.offsets, positions)

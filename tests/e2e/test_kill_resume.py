@@ -31,7 +31,7 @@ def train_in(step: str, folder: Path) -> None:
     from ssl_core.models.encoder import EncoderInfo, build_encoder, measure_preprocessing, save_encoder
     from ssl_core.objectives.simclr import SimCLR
     from ssl_core.step import StepContext
-    from ssl_core.store import Store, path_sha256
+    from ssl_core.store import Checkpoints, Store, path_sha256
     from ssl_core.tasks import image_classification as task
     from ssl_core.training import finetune, image_bench, image_pretrain, pretrain
     from tests.training.conftest import DATASET, ENCODER, TINY, striped_images
@@ -44,10 +44,10 @@ def train_in(step: str, folder: Path) -> None:
     settings = Settings(home=folder / "home")
     store = Store(settings.store_url, settings.cache)
     checkpoints = store.checkpoints("tiny", step, "key")
-    save, forward, share = checkpoints.save, SimCLR.forward, task.warmup_cosine
+    save, forward, share = Checkpoints.save, SimCLR.forward, task.warmup_cosine
 
-    def saved(position: int, *arguments: Any) -> None:
-        save(position, *arguments)
+    def saved(self: Checkpoints, position: int, folder: Path) -> None:
+        save(self, position, folder)
         write(f"saved {position}")
 
     def pretrained(self: SimCLR, *arguments: Any, step: int, **more: Any) -> Any:
@@ -58,7 +58,7 @@ def train_in(step: str, folder: Path) -> None:
         write(f"step {step}")
         return share(step, *more)
 
-    checkpoints.save = saved  # type: ignore[method-assign]
+    Checkpoints.save = saved  # type: ignore[method-assign]
     SimCLR.forward = pretrained  # type: ignore[method-assign]
     task.warmup_cosine = finetuned
     task.CHECKPOINT_SECONDS = 0.1
@@ -68,7 +68,7 @@ def train_in(step: str, folder: Path) -> None:
     image_bench.open_images = lambda *_, **__: images  # type: ignore[assignment]
     config = TINY | {
         "pretrain": {**TINY["pretrain"], "epochs": EPOCHS},
-        "task": {"labels": 8, "epochs": EPOCHS, "batch_size": 16},
+        "task": {"labels": 8, "epochs": EPOCHS, "batch_size": 16, "seeds": 1},
     }
     project = ProjectConfig.model_validate({"name": "tiny", "data": {"source": "sample://digits"}, **config})
     encoder = Path(store.path("tiny/pretrain/e/out/encoder"))
