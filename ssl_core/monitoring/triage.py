@@ -31,8 +31,10 @@ BEYOND = 0.5
 """New territory: so many samples of the window are farther from the reference than 95% of its own."""
 FARTHER = 1.5
 """And their median distance is so many times the reference's own."""
-SERVES = 0.6
+SERVES = 0.7
 """The encoder's features still serve where a probe keeps so much of what it reaches on the reference, both above chance."""
+SURE_ENOUGH = 0.6
+"""Without labels: where the champion keeps so much of its confidence above chance. A guess: a network may be surely wrong."""
 UNKNOWN_LABELS = 0.2
 """Share of the window's labels that are no class of the champion's, from which they are told."""
 FEWEST_LABELS = 30
@@ -260,7 +262,7 @@ def _serves(evidence: Evidence) -> tuple[bool, str]:
     kept = (
         f"the champion keeps {max(0.0, evidence.sureness):.0%} of its confidence, and there are too few labels to ask"
     )
-    return evidence.sureness >= SERVES, kept
+    return evidence.sureness >= SURE_ENOUGH, kept
 
 
 def _seen(evidence: Evidence) -> str:
