@@ -19,8 +19,9 @@ NEWLY_MISSING = 0.05
 """Share of values that are missing, above the reference's, from which a column is broken."""
 SPIKE = 0.1
 """Share of a window that holds one and the same value, which the reference hardly knows."""
-IMPOSSIBLE = 0.02
-"""Share of values that lie outside of the reference's range by more than the range is wide."""
+IMPOSSIBLE = 0.1
+"""Share of values that lie outside of the reference's range by more than ``TIMES`` its width: another unit, and no other world."""
+TIMES = 10
 _VARIED = 20
 """Different values in the reference, from which a column is taken as continuous."""
 _FEWEST = 20
@@ -69,7 +70,8 @@ def _faults(reference: pd.Series, window: pd.Series) -> Iterator[str]:
     if _is_number(before) and _is_number(known):
         low, high = float(before.min()), float(before.max())
         values = known.to_numpy(dtype=np.float64)
-        share = float(((values < low - (high - low)) | (values > high + (high - low))).mean())
+        beyond = TIMES * (high - low)
+        share = float(((values < low - beyond) | (values > high + beyond)).mean())
         if share >= IMPOSSIBLE:
             yield f"{share:.0%} of the values are far outside of anything seen before ({low:.4g} to {high:.4g})"
 
@@ -81,6 +83,8 @@ def source_names(manifest: pd.DataFrame) -> pd.Series:
     classes, the folder of the class is no source.
     """
     paths = manifest["source"].astype(str)
+    if not len(paths):  # of no rows, pandas makes no columns
+        return paths
     lines = paths.str.extract(r"^(.*):\d+(?:[:#]\d+)*$")[0]
     folders = paths.str.rpartition("/")[0]
     names = lines.where(lines.notna(), folders)
