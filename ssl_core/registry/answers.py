@@ -185,6 +185,12 @@ def _inferred(ctx: StepContext, entry: ModelVersion, dataset: DatasetRef, sample
                     return found
             except UserError:  # damaged: made again
                 pass
+        if not ctx.store.exists(model.uri):  # else the storage itself may be away: that is for another try
+            raise UserError(
+                f"the weights of {model.name} version {model.version} are gone from the store",
+                place=ctx.store.path(model.uri),
+                next_step=f"restore them from a backup, or make them again: {model.producer}",
+            )
         ctx.progress.note(f"asking {model.name} version {model.version} about {len(sample_ids):,} samples")
         made = infer(ctx, ctx.store.fetch(model), encoder_of(ctx, entry), dataset, sample_ids)
         write_predictions(local, made)

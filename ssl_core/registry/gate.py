@@ -1,49 +1,45 @@
-"""Step ``gate``: may the challenger become the champion? It reads predictions, never infers, and always ends with exit code 0.
+"""Step ``gate``: may the challenger become the champion? It always ends with exit code 0 and a verdict: PROMOTE, REJECT or NEEDS_HUMAN.
 
-With a champion, on the test samples that both were evaluated on (d = challenger - champion, in mean quality: accuracy where a sample has one class):
-
-* PROMOTE: d >= 0, and the 95% interval of d lies above ``-promotion.margin``;
-* REJECT: the interval lies below 0, or d < ``-promotion.margin``;
-* NEEDS_HUMAN: anything else.
-
-Without one, against the same recipe from random weights on the same samples: PROMOTE where d > 0, REJECT where the
-interval lies below 0, else NEEDS_HUMAN (a tie on easy data is no reason to have no model, nor to have one unasked).
-A golden batch that was not passed is a REJECT. ``promotion.approval: human`` makes of each PROMOTE a NEEDS_HUMAN.
+This file collects what is known and writes the report. The rules are in ``judge`` (quality, slices, the vault), ``checks``
+(origin, leakage, calibration, size, speed) and ``reuse`` (how worn out the test set is); ``answers`` says what the champion
+makes of samples that came after it. docs/promotion.md tells the whole story.
 """
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from ssl_core.config.project import PromotionConfig
-from ssl_core.contracts import ArtifactRef, DatasetRef, GateReport, LedgerEntry, ModelRef, Verdict
-from ssl_core.errors import StepError
+from ssl_core.contracts import GOLDEN_FILE, DatasetRef, GateReport, LedgerEntry, ModelRef, Verdict
+from ssl_core.data.table import SampleTable
+from ssl_core.errors import UserError
 from ssl_core.evaluation.predictions import Predictions, read_predictions
-from ssl_core.registry import versions
+from ssl_core.registry import answers, checks, reuse, versions
 from ssl_core.registry.client import connect, mlflow_errors
-from ssl_core.registry.compare import Comparison, compare
+from ssl_core.registry.compare import compare
+from ssl_core.registry.gate_report import summary
+from ssl_core.registry.judge import (
+    FEWEST_SAMPLES,
+    Decision,
+    Finding,
+    already_decided,
+    apply_approval,
+    decide,
+    judge,
+    judge_first,
+    with_vault,
+)
 from ssl_core.registry.ledger import Ledger, standing, terminal
+from ssl_core.registry.slices import cut
 from ssl_core.step import Output, StepContext, StepOutput
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities.model_registry import ModelVersion
 
-FEWEST_SAMPLES = 30
-PREDICTIONS = "predictions.parquet"
+PREDICTIONS = answers.PREDICTIONS_FILE
 RANDOM_INIT = "predictions-random-init.parquet"
-
-
-@dataclass
-class Decision:
-    """A verdict with its reasons, most important first."""
-
-    verdict: Verdict
-    reasons: list[str]
-    metrics: dict[str, float] = field(default_factory=dict)
-    details: dict[str, Any] = field(default_factory=dict)
 
 
 def run(ctx: StepContext) -> StepOutput:
@@ -55,22 +51,25 @@ def run(ctx: StepContext) -> StepOutput:
         version = versions.get_version(client, challenger.name, challenger.version)
         entries = Ledger(ctx.store, ctx.project.name).entries()
         champion = current_champion(client, ctx.project.name, entries)
+        holder = versions.get_version(client, ctx.project.name, champion) if champion else None
     recipe = version.tags["ssl.recipe"] if version is not None else ""
     settled = terminal(entries, dataset_name(dataset), recipe)
     if settled is not None:
         decision = already_decided(settled)
     elif version is None:
-        decision = Decision(
-            Verdict.REJECT, [f"{challenger.name} version {challenger.version} is not in the registry any more"]
-        )
+        gone = f"{challenger.name} version {challenger.version} is not in the registry any more"
+        decision = Decision(Verdict.REJECT, [gone])
     elif version.tags.get("ssl.golden") != "passed":
         decision = Decision(Verdict.REJECT, ["the golden batch was not passed at registration"])
+    elif champion is not None and holder is None:
+        gone = f"champion version {champion} cannot be compared with: it is not in the registry any more"
+        decision = Decision(Verdict.NEEDS_HUMAN, [gone])
     else:
-        decision = _judge(ctx, ctx.fetch("evaluation"), champion)
-        decision = apply_approval(decision, ctx.project.promotion)
+        decision = apply_approval(_examine(ctx, version, holder), ctx.project.promotion)
     report = GateReport(
-        verdict=decision.verdict, reasons=decision.reasons, summary_md=summary(challenger, champion, decision),
-        project=ctx.project.name, challenger=challenger, champion_version=champion, dataset=dataset, recipe=recipe,
+        verdict=decision.verdict, reasons=decision.reasons,
+        summary_md=summary(challenger, champion, dataset_name(dataset), decision), project=ctx.project.name,
+        challenger=challenger, champion_version=champion, dataset=dataset, recipe=recipe,
         metrics=decision.metrics, details=decision.details,
     )  # fmt: skip
     (ctx.out / "gate.json").write_text(report.model_dump_json(indent=1), encoding="utf-8")
@@ -103,134 +102,133 @@ def current_champion(client: MlflowClient, project: str, entries: list[LedgerEnt
     return str(version.version) if version else None
 
 
-def already_decided(entry: LedgerEntry) -> Decision:
-    """The same verdict again: a second look at the same test samples is not a second chance."""
-    return Decision(
-        entry.verdict,
-        [
-            f"already decided in ledger entry {entry.seq}: {entry.action} for {entry.dataset} and this recipe",
-            *entry.reasons,
-        ],
-        details={"already_decided": entry.seq},
-    )
-
-
-def apply_approval(decision: Decision, promotion: PromotionConfig) -> Decision:
-    """``promotion.approval: human`` leaves every promotion to a person."""
-    if promotion.approval == "human" and decision.verdict is Verdict.PROMOTE:
-        return Decision(
-            Verdict.NEEDS_HUMAN,
-            ["promotion.approval is human; the gate itself would promote", *decision.reasons],
-            decision.metrics,
-            decision.details,
-        )
+def _examine(ctx: StepContext, version: ModelVersion, champion: ModelVersion | None) -> Decision:
+    """A challenger that may be judged, against the champion or, without one, against random weights."""
+    challenger: ModelRef = ctx.input("registered_model")
+    dataset: DatasetRef = ctx.input("dataset")
+    folder = ctx.store.fetch(challenger)
+    if champion is not None and (origin := _origin(ctx, folder, dataset, champion)):
+        return decide(origin)
+    table = answers.read_table(ctx, dataset)
+    mine = read_predictions(ctx.fetch("evaluation") / PREDICTIONS)
+    uses = reuse.count(ctx.store, ctx.project.name, "test", mine.digest, challenger.version)
+    more, metrics = _own_checks(ctx, folder, table, mine)
+    more += reuse.finding(uses)
+    if champion is None:
+        decision = _first(ctx, mine, more)
+    else:
+        decision = _against(ctx, table, mine, champion, more)
+        if decision.verdict is Verdict.PROMOTE:
+            decision = _ask_vault(ctx, table, champion, decision)
+    decision.metrics |= metrics | {"test_set_uses": float(uses.total)}
+    decision.details |= {"test_set": {"sha256": mine.digest, "n": len(mine.sample_ids), "uses": asdict(uses)}}
+    reuse.mark(ctx.store, ctx.project.name, "test", mine.digest, challenger.version, decision.verdict)
     return decision
 
 
-def _judge(ctx: StepContext, folder: Path, champion: str | None) -> Decision:
-    options = {"resamples": ctx.project.evaluate.bootstrap, "seed": ctx.project.evaluate.seed}
-    mine = read_predictions(folder / PREDICTIONS)
-    if champion is None:
-        if not (folder / RANDOM_INIT).is_file():
-            return Decision(Verdict.NEEDS_HUMAN, [f"there is no champion yet, and no {RANDOM_INIT} to compare with"])
-        return judge_first(compare(mine, read_predictions(folder / RANDOM_INIT), **options))
+def _origin(ctx: StepContext, folder: Path, dataset: DatasetRef, champion: ModelVersion) -> list[Finding]:
+    """What makes a comparison pointless: a copy of the champion, or one that knows older data than it."""
+    number, tags = str(champion.version), champion.tags
+    found = checks.stale(dataset_name(dataset), tags.get("ssl.dataset", ""), number)
+    theirs = versions.to_ref(champion)
+    if ctx.store.exists(theirs.uri):
+        mine = checks.weights_digest(folder)
+        found += checks.copy_of_champion(mine, checks.weights_digest(ctx.store.fetch(theirs)), number)
+    elif ctx.input("registered_model").sha256 == theirs.sha256:
+        found += checks.copy_of_champion(theirs.sha256, theirs.sha256, number)
+    return found
+
+
+def _own_checks(
+    ctx: StepContext, folder: Path, table: SampleTable, mine: Predictions
+) -> tuple[list[Finding], dict[str, float]]:
+    """What there is to say about the challenger without any other model."""
+    promotion, dataset = ctx.project.promotion, ctx.input("dataset")
+    challenger: ModelRef = ctx.input("registered_model")
+    record = checks.training_record(folder)
+    metrics = {"megabytes": checks.megabytes(folder)}
+    found = checks.leakage(record, table, mine.sample_ids, "test set")
+    found += checks.validation(checks.validation_of(ctx.store, dataset), dataset)
+    found += checks.size(metrics["megabytes"], promotion)
+    if promotion.max_latency_ms is not None:
+        with mlflow_errors(ctx.settings):
+            metrics["latency_ms"] = checks.latency_ms(challenger, folder / GOLDEN_FILE, promotion.max_latency_ms)
+        found += checks.latency(metrics["latency_ms"], promotion)
+    return found + checks.seeds(record), metrics
+
+
+def _first(ctx: StepContext, mine: Predictions, more: list[Finding]) -> Decision:
+    path = ctx.fetch("evaluation") / RANDOM_INIT
+    if not path.is_file():
+        missing = f"there is no champion yet, and no {RANDOM_INIT} to compare with"
+        return decide([Finding("quality", Verdict.NEEDS_HUMAN, missing), *more])
+    return judge_first(compare(mine, read_predictions(path), **_bootstrap(ctx)), more)
+
+
+def _against(
+    ctx: StepContext, table: SampleTable, mine: Predictions, champion: ModelVersion, more: list[Finding]
+) -> Decision:
+    """On all labelled test samples of the challenger's dataset version; what the champion was never asked is inferred."""
+    promotion, number = ctx.project.promotion, str(champion.version)
     try:
-        theirs = _champion_predictions(ctx, champion)
-    except (StepError, KeyError) as error:
-        why = f"has no evaluation on record ({error})" if isinstance(error, KeyError) else str(error).splitlines()[0]
-        return Decision(Verdict.NEEDS_HUMAN, [f"champion version {champion} cannot be compared with: {why}"])
-    common = set(mine.sample_ids) & set(theirs.sample_ids)
-    if len(common) < FEWEST_SAMPLES:
-        return Decision(
-            Verdict.NEEDS_HUMAN,
-            [f"challenger and champion share {len(common)} test samples; fewer than {FEWEST_SAMPLES} decide nothing"],
-        )
-    found = compare(mine, theirs, **options)
-    margin = ctx.project.promotion.margin
-    return judge(found, max(0.02, found.detectable) if margin == "auto" else margin)
-
-
-def _champion_predictions(ctx: StepContext, champion: str) -> Predictions:
-    with mlflow_errors(ctx.settings):
-        version: ModelVersion | None = versions.get_version(connect(ctx.settings), ctx.project.name, champion)
-    if version is None:
-        raise KeyError("it is not in the registry any more")
-    ref = ArtifactRef(
-        kind="evaluation", uri=version.tags["ssl.evaluation_uri"], sha256=version.tags["ssl.evaluation_sha256"],
-        producer=version.tags["ssl.evaluation_producer"],
+        theirs = answers.answers(ctx, number, sample_ids=mine.sample_ids)
+        doubts: list[Finding] = []
+    except UserError as error:
+        known = answers.recorded(ctx, champion)
+        common = set(known.sample_ids) & set(mine.sample_ids) if known is not None else set()
+        why = f"champion version {number} cannot be asked about all test samples: {error.cause}"
+        if known is None or len(common) < FEWEST_SAMPLES:
+            few = f"{why}; its evaluation on record shares {len(common)} with the challenger"
+            return decide([Finding("champion", Verdict.NEEDS_HUMAN, few), *more])
+        theirs = known
+        doubts = [
+            Finding("champion", Verdict.NEEDS_HUMAN, f"{why}; compared on the {len(common)} that it was evaluated on")
+        ]
+    slices = cut(
+        mine, theirs, table, promotion,
+        champion_window=checks.window_number(champion.tags.get("ssl.dataset", "")), **_bootstrap(ctx),
     )  # fmt: skip
-    return read_predictions(ctx.store.fetch(ref) / PREDICTIONS)
+    sure, metrics = checks.calibration(mine, theirs, promotion, seed=ctx.project.evaluate.seed)
+    held = versions.to_ref(champion)
+    if ctx.store.exists(held.uri):
+        record = checks.training_record(ctx.store.fetch(held))
+        doubts += checks.champion_leakage(record, mine.sample_ids, number)
+    decision = judge(compare(mine, theirs, **_bootstrap(ctx)), promotion, slices, [*doubts, *sure, *more])
+    decision.metrics |= metrics
+    return decision
 
 
-def judge_first(against_random: Comparison) -> Decision:
-    """The first champion; the rule is at the top of this file."""
-    c = against_random
-    text = f"no champion yet; against random init: {_difference(c)}"
-    if c.difference > 0:
-        verdict, reasons = Verdict.PROMOTE, [text]
-    elif c.high < 0:
-        verdict, reasons = Verdict.REJECT, [f"worse than random init: {text}"]
-    else:
-        verdict, reasons = Verdict.NEEDS_HUMAN, [f"not above random init, and not told from it either: {text}"]
-    if c.difference > 0 >= c.low:
-        reasons.append("the interval holds 0: this test set cannot tell the two apart for sure")
-    return Decision(verdict, reasons, _metrics(c, "random_init"), {"against": "random-init", "comparison": asdict(c)})
-
-
-def judge(c: Comparison, margin: float) -> Decision:
-    """Challenger against champion; the rule is at the top of this file."""
-    text = _difference(c)
-    if c.high < 0:
-        verdict, reason = Verdict.REJECT, f"worse than the champion: {text}"
-    elif c.difference < -margin:
-        verdict, reason = Verdict.REJECT, f"loses more than promotion.margin ({margin:g}): {text}"
-    elif c.difference >= 0 and c.low > -margin:
-        verdict, reason = Verdict.PROMOTE, f"as good as the champion or better: {text}"
-    else:
-        verdict, reason = (
-            Verdict.NEEDS_HUMAN,
-            f"cannot be told from these samples with promotion.margin {margin:g}: {text}",
+def _ask_vault(ctx: StepContext, table: SampleTable, champion: ModelVersion, decision: Decision) -> Decision:
+    """Only a challenger that would be promoted is shown to the vault: every question wears it out."""
+    held_out = table.positions("vault", labelled=True)
+    if not ctx.project.promotion.vault:
+        note = "the vault was not asked (promotion.vault: false)"
+        return Decision(decision.verdict, [*decision.reasons, note], decision.metrics, decision.details)
+    if len(held_out) < FEWEST_SAMPLES:
+        note = f"the vault was not asked: it holds {len(held_out)} labelled samples, and fewer than {FEWEST_SAMPLES} decide nothing"
+        return Decision(decision.verdict, [*decision.reasons, note], decision.metrics, decision.details)
+    challenger: ModelRef = ctx.input("registered_model")
+    record = checks.training_record(ctx.store.fetch(challenger))
+    if leaks := checks.leakage(record, table, answers.ids_at(table, held_out), "vault"):
+        return _beside(decision, leaks[0])
+    try:
+        mine = answers.answers(ctx, challenger, split="vault")
+        theirs = answers.answers(ctx, str(champion.version), split="vault")
+    except UserError as error:
+        return _beside(
+            decision,
+            Finding("vault", Verdict.NEEDS_HUMAN, f"the vault could not be asked: {str(error).splitlines()[0]}"),
         )
-    reasons = [
-        reason,
-        f"the smallest difference that {c.n} samples with so many disagreements would have shown: {c.detectable:.3f}",
-    ]
-    if c.only_in_one:
-        reasons.append(
-            f"compared on the {c.n} test samples that both were evaluated on; {c.only_in_one} are in one test set only"
-        )
-    return Decision(
-        verdict, reasons, _metrics(c, "champion"), {"against": "champion", "comparison": asdict(c), "margin": margin}
-    )
+    uses = reuse.count(ctx.store, ctx.project.name, "vault", mine.digest, challenger.version)
+    decision = with_vault(decision, compare(mine, theirs, **_bootstrap(ctx)), uses.total)
+    reuse.mark(ctx.store, ctx.project.name, "vault", mine.digest, challenger.version, decision.verdict)
+    return decision
 
 
-def _difference(c: Comparison) -> str:
-    return (
-        f"{c.headline} {c.first:.3f} against {c.second:.3f} on {c.n} samples, difference {c.difference:+.3f} "
-        f"(95% interval {c.low:+.3f} to {c.high:+.3f}, {c.test} p = {c.p_value:.3g})"
-    )
+def _beside(decision: Decision, finding: Finding) -> Decision:
+    """A promotion that something speaks against after all."""
+    return Decision(finding.verdict, [finding.text, *decision.reasons], decision.metrics, decision.details)
 
 
-def _metrics(c: Comparison, other: str) -> dict[str, float]:
-    return {
-        "challenger_quality": c.first, f"{other}_quality": c.second, "difference": c.difference,
-        "difference_low": c.low, "difference_high": c.high, "p_value": c.p_value, "samples": float(c.n),
-    }  # fmt: skip
-
-
-def summary(challenger: ModelRef, champion: str | None, decision: Decision) -> str:
-    """The report for a person, at most 4 KB."""
-    lines = [
-        f"# {decision.verdict.value}: {challenger.name} version {challenger.version}", "",
-        f"Champion: {f'version {champion}' if champion else 'none yet'}.", "",
-        *(f"- {reason}" for reason in decision.reasons), "",
-    ]  # fmt: skip
-    c = decision.details.get("comparison")
-    if c:
-        other = "champion" if decision.details["against"] == "champion" else "random init"
-        lines += [
-            f"| | challenger | {other} |", "|---|---|---|",
-            f"| {c['headline']} on {c['n']} test samples | {c['first']:.4f} | {c['second']:.4f} |",
-            f"| better than the other | {c['only_first']} | {c['only_second']} |", "",
-        ]  # fmt: skip
-    return "\n".join(lines).encode()[:4096].decode(errors="ignore")
+def _bootstrap(ctx: StepContext) -> dict[str, int]:
+    return {"resamples": ctx.project.evaluate.bootstrap, "seed": ctx.project.evaluate.seed}

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
+import zlib
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from safetensors.torch import save_file
@@ -27,7 +30,8 @@ from ssl_core.contracts import (
     StepResult,
     StepStatus,
 )
-from ssl_core.evaluation.predictions import make_predictions, write_predictions
+from ssl_core.data.dataset import write_dataset
+from ssl_core.evaluation.predictions import Predictions, make_predictions, write_predictions
 from ssl_core.models.classifier import build_classifier, save_classifier
 from ssl_core.models.embed import embed
 from ssl_core.models.encoder import EncoderInfo, Preprocessing, build_encoder, save_encoder
@@ -35,6 +39,7 @@ from ssl_core.pipeline import get_step
 from ssl_core.registry import gate, promote, register, versions
 from ssl_core.registry.client import connect
 from ssl_core.registry.tracking import open_run
+from ssl_core.serving.image_package import to_png
 from ssl_core.step import Output, StepContext
 from ssl_core.store import Store, path_sha256
 
@@ -64,6 +69,42 @@ def dataset_ref(version: int = 1) -> DatasetRef:
     )  # fmt: skip
 
 
+TRAIN = 60
+
+
+def publish_dataset(remote: Path, version: int, manifest: pd.DataFrame, pixels: np.ndarray) -> DatasetRef:
+    """A dataset version of 8x8 images in a DVC remote, as ``publish`` leaves it, without Git."""
+    folder = remote.parent / f"dataset-{len(list(remote.parent.glob('dataset-*')))}"
+    order = manifest.sort_values(["first_version", "sample_id"]).index.to_numpy()
+    rows = manifest.loc[order].reset_index(drop=True)
+    write_dataset(folder, rows, lambda i: to_png(pixels[order[i]]), name="tiny", modality="image", classes=CLASSES)
+    listing = []
+    for path in sorted(folder.iterdir()):
+        md5 = hashlib.md5(path.read_bytes()).hexdigest()
+        put_object(remote, md5, path.read_bytes())
+        listing.append({"md5": md5, "relpath": path.name})
+    text = json.dumps(listing).encode()
+    md5 = f"{hashlib.md5(text).hexdigest()}.dir"
+    put_object(remote, md5, text)
+    return dataset_ref(version).model_copy(update={"md5": md5, "remote": str(remote), "rows": len(rows)})
+
+
+def put_object(remote: Path, md5: str, data: bytes) -> None:
+    path = remote / "files" / "md5" / md5[:2] / md5[2:]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(data)
+
+
+def manifest_rows(ids: list[str], split: str, first_version: np.ndarray | int = 1) -> pd.DataFrame:
+    """Samples of a split as a manifest has them; labels go round the classes."""
+    n = len(ids)
+    return pd.DataFrame({
+        "sample_id": ids, "split": split, "group": ids, "label": [CLASSES[i % 3] for i in range(n)],
+        "source": [f"camera-{i % 2}" for i in range(n)], "arrived_at": pd.Timestamp("2026-01-01", tz="UTC"), "first_version": first_version,
+        "width": 8, "height": 8, "channels": 1, "bytes": 90, "brightness": 0.5, "contrast": 0.2,
+    })  # fmt: skip
+
+
 def write_classifier(folder: Path, project: ProjectConfig, seed: int = 0, channels: int = 1) -> None:
     """A tiny classifier with random weights, saved as the finetune step does, with its golden batch."""
     preprocessing = Preprocessing("image", 8, channels, (0.5,) * channels, (0.25,) * channels)
@@ -79,7 +120,12 @@ def write_classifier(folder: Path, project: ProjectConfig, seed: int = 0, channe
         {"pixels": torch.from_numpy(pixels), "probabilities": torch.from_numpy(model.predict_proba(pixels))},
         folder / "golden.safetensors",
     )
-    (folder / "training.json").write_text(json.dumps({"label_budget": "all", "labels": 60, "spread": False}))
+    record = {"label_budget": "all", "labels": TRAIN, "spread": False, "sample_ids": train_ids()}
+    (folder / "training.json").write_text(json.dumps(record))
+
+
+def train_ids() -> list[str]:
+    return [f"t{i:05d}" for i in range(TRAIN)]
 
 
 def write_encoder(folder: Path, project: ProjectConfig, seed: int = 0) -> None:
@@ -113,6 +159,8 @@ class World:
     project: ProjectConfig
     tmp: Path
     runs: int = 0
+    datasets: dict[int, DatasetRef] = field(default_factory=dict)
+    sizes: dict[int, int] = field(default_factory=dict)
     store: Store = field(init=False)
 
     def __post_init__(self) -> None:
@@ -121,6 +169,31 @@ class World:
     @property
     def client(self) -> Any:
         return connect(self.settings)
+
+    def dataset(
+        self, version: int = 1, n: int = 200, vault: int = 0, change: Callable[[pd.DataFrame], None] | None = None
+    ) -> DatasetRef:
+        """A published, validated version with ``n`` labelled test samples; those that earlier ones lack came with it."""
+        if version in self.datasets:
+            return self.datasets[version]
+        self.sizes[version] = n
+        came = np.array([min([v for v, size in self.sizes.items() if i < size], default=version) for i in range(n)])
+        manifest = pd.concat(
+            [
+                manifest_rows(train_ids(), "train", min(self.sizes)),
+                manifest_rows(predictions_with(0, n)[0], "test", came),
+                manifest_rows([f"v{i:05d}" for i in range(vault)], "vault", min(self.sizes)),
+            ],
+            ignore_index=True,
+        )
+        if change is not None:
+            change(manifest)
+        pixels = np.random.default_rng(1).integers(0, 256, (len(manifest), 1, 8, 8), dtype=np.uint8)
+        ref = publish_dataset(self.tmp / "remote", version, manifest, pixels)
+        report = {"passed": True, "dataset": {"md5": ref.md5}}
+        self.store.write(f"tiny/validate/v{version}/out/validation/validation.json", json.dumps(report).encode())
+        self.datasets[version] = ref
+        return ref
 
     def put(self, step: str, key: str, name: str, fill: Callable[[Path], None]) -> ArtifactRef:
         """A committed artifact in the store."""
@@ -196,11 +269,16 @@ class World:
         *,
         dataset: int = 1,
         random_right: int = 60,
-        seed: int = 0,
+        seed: int | None = None,
         wrong_first: bool = False,
         n: int = 200,
+        vault: int = 0,
+        predictions: Predictions | None = None,
+        change: Callable[[Path], None] = lambda folder: None,
     ) -> dict[str, Ref]:
+        """``change`` edits the model's folder before it is kept; ``seed`` names its weights, others for each name."""
         encoder = self.register_encoder().outputs["registered_encoder"]
+        seed = zlib.crc32(name.encode()) if seed is None else seed
 
         def evaluation(folder: Path) -> None:
             report = {
@@ -222,18 +300,22 @@ class World:
             }
             (folder / "evaluation.json").write_text(json.dumps(report))
             write_predictions(
-                folder / "predictions.parquet", make_predictions(*predictions_with(right, n, wrong_first), CLASSES)
+                folder / "predictions.parquet",
+                predictions or make_predictions(*predictions_with(right, n, wrong_first), CLASSES),
             )
             write_predictions(
                 folder / "predictions-random-init.parquet",
                 make_predictions(*predictions_with(random_right, n), CLASSES),
             )
 
-        model = self.put("finetune", name, "model", lambda f: write_classifier(f, self.project, seed))
+        def model(folder: Path) -> None:
+            write_classifier(folder, self.project, seed)
+            change(folder)
+
         return {
-            "dataset": dataset_ref(dataset),
+            "dataset": self.dataset(dataset, n, vault),
             "registered_encoder": encoder,
-            "model": model,
+            "model": self.put("finetune", name, "model", model),
             "evaluation": self.put("evaluate", name, "evaluation", evaluation),
         }
 

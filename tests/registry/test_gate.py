@@ -1,136 +1,263 @@
-"""The gate's rule and its statistics: closed forms, slow references, planted challengers."""
+"""The step: planted challengers against a champion, each with its own reason in words."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
-from math import comb
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
 from ssl_core.config.project import ProjectConfig
-from ssl_core.contracts import Verdict
-from ssl_core.evaluation.predictions import Predictions, make_predictions
-from ssl_core.registry.compare import Comparison, compare
-from ssl_core.registry.gate import judge, judge_first
-from tests.registry.conftest import CLASSES, World, predictions_with
+from ssl_core.contracts import GateReport, Ref, Verdict
+from ssl_core.evaluation.predictions import Predictions, make_predictions, test_set_digest, write_predictions
+from ssl_core.registry import checks
+from tests.registry.conftest import CLASSES, World, predictions_with, train_ids
+
+PROMOTE, REJECT, HUMAN = Verdict.PROMOTE, Verdict.REJECT, Verdict.NEEDS_HUMAN
 
 
-def predictions(right: int, n: int = 200, wrong_first: bool = False) -> Predictions:
-    return make_predictions(*predictions_with(right, n, wrong_first), CLASSES)
+@pytest.fixture
+def project(make_project: Callable[..., ProjectConfig]) -> Callable[..., ProjectConfig]:
+    """``project(protected_slices=[...])``: the world's project with another section ``promotion``."""
+
+    def make(**promotion: Any) -> ProjectConfig:
+        return make_project(encoder={"widths": [8]}, evaluate={"bootstrap": 500}, promotion=promotion)
+
+    return make
 
 
-def test_mcnemar_is_the_exact_binomial() -> None:
-    result = compare(predictions(150), predictions(140), resamples=100, seed=0)
-    assert (result.only_first, result.only_second) == (10, 0)
-    assert result.p_value == pytest.approx(2 * 0.5**10)
-    mixed = compare(predictions(150), predictions(160, wrong_first=True), resamples=100, seed=0)
-    b, c = mixed.only_first, mixed.only_second
-    assert (b, c) == (40, 50)
-    tail = sum(comb(b + c, k) for k in range(min(b, c) + 1)) / 2 ** (b + c)
-    assert mixed.p_value == pytest.approx(min(1.0, 2 * tail))
+@pytest.fixture
+def champion(world: World) -> World:
+    """A world whose champion has 170 of 200 test samples right."""
+    world.promote(world.gate(world.register("a", right=170))[1])
+    return world
 
 
-def test_the_interval_is_the_paired_bootstrap() -> None:
-    first, second = predictions(150), predictions(160, wrong_first=True)
-    result = compare(first, second, resamples=20_000, seed=0)
-    gains = first.correct.astype(float) - second.correct
-    rng = np.random.default_rng(1)
-    slow = [gains[rng.integers(0, 200, 200)].mean() for _ in range(20_000)]
-    assert result.low == pytest.approx(np.quantile(slow, 0.025), abs=0.006)
-    assert result.high == pytest.approx(np.quantile(slow, 0.975), abs=0.006)
-    assert result.difference == pytest.approx(gains.mean())
+def answered(right: np.ndarray, confidence: float = 1.0) -> Predictions:
+    """The test samples of the world, answered right where ``right`` says so."""
+    ids, labels, _ = predictions_with(0, len(right))
+    scores = np.full((len(right), 3), (1 - confidence) / 2, dtype=np.float32)
+    scores[np.arange(len(right)), np.where(right, labels, (labels + 1) % 3)] = confidence
+    return make_predictions(ids, labels, scores, CLASSES)
 
 
-def test_a_model_against_itself() -> None:
-    result = compare(predictions(150), predictions(150), resamples=100, seed=0)
-    assert (result.difference, result.low, result.high, result.p_value) == (0, 0, 0, 1)
+def judged(world: World, *, project: ProjectConfig | None = None, **how: Any) -> GateReport:
+    """The report on a challenger ``b`` that is trained on the next dataset version, unless told otherwise."""
+    how = {"right": 190, "dataset": 2} | how
+    report, _ = world.gate(world.register("b", **how), project=project)
+    assert len(report.summary_md.encode()) <= 4096
+    return report
 
 
-def test_samples_are_matched_by_id_and_classes_by_name() -> None:
-    small, large = predictions(40, n=60), predictions(150)
-    result = compare(large, small, resamples=100, seed=0)
-    assert (result.n, result.only_in_one) == (60, 140)
-    assert (result.first, result.second) == (1.0, pytest.approx(40 / 60))
-    ids, labels, scores = predictions_with(150)
-    turned = make_predictions(ids, 2 - labels, scores[:, ::-1], CLASSES[::-1])
-    assert compare(large, turned, resamples=100, seed=0).difference == 0
-    with pytest.raises(ValueError, match="no sample in common"):
-        compare(
-            large,
-            make_predictions(["x"], np.array([0]), np.eye(3, dtype=np.float32)[:1], CLASSES),
-            resamples=100,
-            seed=0,
-        )
+def test_a_better_challenger_is_promoted_and_the_report_says_why(champion: World) -> None:
+    report = judged(champion)
+    assert report.verdict is PROMOTE
+    assert report.reasons[0].startswith("better than the champion: accuracy 0.950 against 0.850 on 200 samples")
+    assert "| accuracy on 200 test samples | 0.9500 | 0.8500 |" in report.summary_md
+    assert "| label=ant | 67 |" in report.summary_md
+    assert any("one seed only" in reason for reason in report.reasons)
+    assert any("judged 1 other challengers" in reason for reason in report.reasons)
+    assert any("the vault was not asked" in reason for reason in report.reasons)
+    for name in ("difference", "floor", "detectable", "ece", "champion_ece", "megabytes", "test_set_uses"):
+        assert isinstance(report.metrics[name], float), name
+    assert json.loads(report.model_dump_json())["details"]["test_set"]["n"] == 200
 
 
-def comparison(difference: float, low: float, high: float) -> Comparison:
-    return Comparison(
-        n=100, first=0.9, second=0.9 - difference, difference=difference, low=low, high=high,
-        only_first=1, only_second=1, p_value=0.5, detectable=0.04, only_in_one=0,
-    )  # fmt: skip
+def test_shuffled_labels_fall_by_quality(champion: World) -> None:
+    report = judged(champion, right=67)
+    assert report.verdict is REJECT
+    assert report.reasons[0].startswith("worse than the champion: accuracy 0.335 against 0.850")
 
 
-@pytest.mark.parametrize(
-    ("difference", "low", "high", "verdict"),
-    [
-        (0.05, 0.02, 0.08, Verdict.PROMOTE),  # clearly better
-        (0.00, -0.015, 0.015, Verdict.PROMOTE),  # as good, within the margin
-        (0.01, -0.03, 0.05, Verdict.NEEDS_HUMAN),  # better, but too few samples to rule out a loss
-        (-0.01, -0.03, 0.01, Verdict.NEEDS_HUMAN),  # a little worse, perhaps
-        (-0.01, -0.018, -0.002, Verdict.REJECT),  # worse for sure, though within the margin
-        (-0.04, -0.10, 0.02, Verdict.REJECT),  # loses more than the margin
-    ],
-)
-def test_the_rule(difference: float, low: float, high: float, verdict: Verdict) -> None:
-    assert judge(comparison(difference, low, high), margin=0.02).verdict is verdict
+def test_equal_on_few_samples_is_a_persons_matter(champion: World) -> None:
+    report = judged(champion, right=170, wrong_first=True)
+    assert report.verdict is HUMAN
+    assert "cannot be ruled out" in report.reasons[0]
+    assert "would have shown" in report.reasons[0]
 
 
-@pytest.mark.parametrize(
-    ("difference", "verdict"),
-    [(0.01, Verdict.PROMOTE), (0.0, Verdict.NEEDS_HUMAN), (-0.01, Verdict.NEEDS_HUMAN), (-0.1, Verdict.REJECT)],
-)
-def test_the_first_champion_must_be_above_random_init(difference: float, verdict: Verdict) -> None:
-    assert judge_first(comparison(difference, difference - 0.02, difference + 0.02)).verdict is verdict
+def test_a_copy_of_the_champion_is_refused_in_words(champion: World) -> None:
+    import zlib
+
+    report = judged(champion, seed=zlib.crc32(b"a"), change=lambda folder: (folder / "training.json").write_text("{}"))
+    assert report.verdict is REJECT
+    assert report.reasons == ["a copy of the champion: its weights are those of version 1"]
 
 
-def test_too_few_common_samples_need_a_person(world: World) -> None:
-    world.promote(world.gate(world.register("a", right=15, random_right=10, n=20))[1])
-    report, _ = world.gate(world.register("b", right=190, dataset=2))
-    assert report.verdict is Verdict.NEEDS_HUMAN
+def test_a_stale_challenger_is_refused_in_words(world: World) -> None:
+    world.promote(world.gate(world.register("a", right=150, dataset=2))[1])
+    report = judged(world, right=200, dataset=1)
+    assert report.verdict is REJECT
+    assert report.reasons[0].startswith("stale: trained on tiny@v1, the champion (version 1) on tiny@v2")
+
+
+def test_a_tiny_test_set_decides_nothing(world: World) -> None:
+    world.promote(world.gate(world.register("a", right=12, random_right=4, n=20))[1])
+    report = judged(world, right=20, n=20)
+    assert report.verdict is HUMAN
     assert "share 20 test samples" in report.reasons[0]
 
 
-def test_a_champion_without_its_evaluation_needs_a_person(world: World) -> None:
-    inputs = world.register("a", right=150)
-    world.promote(world.gate(inputs)[1])
-    world.store.remove("tiny/evaluate/a")
-    report, _ = world.gate(world.register("b", right=190, dataset=2))
-    assert report.verdict is Verdict.NEEDS_HUMAN
-    assert "cannot be compared" in report.reasons[0]
+def test_a_broken_slice_needs_a_person_and_a_protected_one_rejects(champion: World, project: Any) -> None:
+    right = np.ones(200, bool)
+    right[np.flatnonzero(np.arange(200) % 3 == 2)[:30]] = False  # cats, that the champion has right
+    inputs = champion.register("b", right=170, dataset=2, predictions=answered(right))
+    report, _ = champion.gate(inputs)
+    assert report.verdict is HUMAN
+    assert any(reason.startswith("worse on label=cat, also after Holm") for reason in report.reasons)
+    assert "| label=cat | 66 |" in report.summary_md
+    report, _ = champion.gate(inputs, project=project(protected_slices=["label=cat"]))
+    assert report.verdict is REJECT
+    assert report.reasons[0].startswith("worse on the protected slice label=cat")
+    report, _ = champion.gate(inputs, project=project(protected_slices=["label=dog", "source=camera-1"], min_slice=20))
+    assert any(reason.startswith("insufficient: the protected slice label=dog has 0") for reason in report.reasons)
+
+
+def test_what_is_forgotten_counts_though_more_is_gained(champion: World) -> None:
+    right = np.ones(500, bool)
+    right[:25] = False  # of 170 that the champion has right; it has a third of the 300 new ones
+    report = judged(champion, right=475, n=500, predictions=answered(right))
+    assert report.metrics["samples"] == 500, "the champion was asked about what came after it"
+    assert report.metrics["difference"] > 0.1
+    assert report.verdict is PROMOTE, "it lost some and gained as many"
+    right[:170] = False
+    right[170:] = True
+    report, _ = champion.gate(champion.register("c", right=330, n=500, dataset=2, predictions=answered(right)))
+    assert report.verdict is REJECT
+    assert report.reasons[0].startswith("worse on the champion's older windows (up to v1)")
+
+
+def test_labels_of_the_test_set_are_found_in_the_training_set(champion: World) -> None:
+    def leak(folder: Path) -> None:
+        (folder / "training.json").write_text(json.dumps({"sample_ids": [*train_ids(), "s00007"]}))
+
+    report = judged(champion, change=leak)
+    assert report.verdict is REJECT
+    assert report.reasons[0].startswith("leakage: trained on the labels of 1 samples of the test set")
+
+
+def test_a_near_duplicate_on_the_other_side_is_a_leak(champion: World) -> None:
+    def near(manifest: Any) -> None:
+        manifest.loc[manifest["sample_id"] == "t00005", "group"] = "s00007"
+
+    champion.dataset(2, change=near)
+    report = judged(champion)
+    assert report.verdict is REJECT
+    assert "and of 1 near-duplicates of them" in report.reasons[0]
+
+
+def test_a_miscalibrated_challenger_is_rejected(champion: World) -> None:
+    report = judged(champion, predictions=answered(np.arange(200) < 190, confidence=0.5))
+    assert report.verdict is REJECT
+    assert "its calibration error (ECE) is 0.450" in report.reasons[0]
+
+
+def test_budgets_of_size_and_time(champion: World, project: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    inputs = champion.register("b", right=190, dataset=2)
+    report, _ = champion.gate(inputs, project=project(max_megabytes=0.001))
+    assert report.verdict is REJECT
+    assert report.reasons[0].startswith("too large")
+    monkeypatch.setattr(checks, "latency_ms", lambda model, golden, budget: 12.5)
+    report, _ = champion.gate(inputs, project=project(max_latency_ms=5, max_megabytes=100))
+    assert report.verdict is REJECT
+    assert report.reasons[0].startswith("too slow: 95 of 100 single answers within 12.5 ms")
+    assert report.metrics["latency_ms"] == 12.5
+
+
+def test_latency_is_measured_on_the_served_model(real_world: World, project: Any) -> None:
+    inputs = real_world.register("a", right=150)
+    report, _ = real_world.gate(inputs, project=project(max_latency_ms=60_000))
+    assert report.verdict is PROMOTE
+    assert 0 < report.metrics["latency_ms"] < 60_000
+
+
+def test_training_data_must_have_passed_validation(champion: World) -> None:
+    inputs = champion.register("b", right=190, dataset=2)
+    uri = "tiny/validate/v{}/out/validation/validation.json"
+    failed = {"passed": False, "dataset": {"md5": champion.datasets[2].md5}}
+    for version in (1, 2):  # the two versions hold the same
+        champion.store.remove(uri.format(version))
+    report, _ = champion.gate(inputs)
+    assert report.verdict is HUMAN
+    assert report.reasons[0].startswith("no validation report on tiny@v2")
+    champion.store.write(uri.format(2), json.dumps(failed).encode())
+    report, _ = champion.gate(inputs)
+    assert report.verdict is REJECT
+    assert "did not pass validation" in report.reasons[0]
+
+
+def plant_vault(world: World, inputs: dict[str, Ref], right: np.ndarray) -> None:
+    """What a version answers on the vault, kept as if it had been asked."""
+    ids = [f"v{i:05d}" for i in range(len(right))]
+    labels = np.arange(len(right)) % 3
+    scores = np.eye(3, dtype=np.float32)[np.where(right, labels, (labels + 1) % 3)]
+    path = world.tmp / "vault.parquet"
+    write_predictions(path, make_predictions(ids, labels, scores, CLASSES, split="vault"))
+    sha256 = inputs["registered_model"].sha256
+    world.store.write(f"tiny/answers/{sha256}/{test_set_digest(ids)}.parquet", path.read_bytes())
+
+
+@pytest.mark.parametrize(("mine", "verdict"), [(60, REJECT), (90, PROMOTE)])
+def test_the_vault_may_contradict(world: World, mine: int, verdict: Verdict) -> None:
+    first = world.register("a", right=170, vault=100)
+    plant_vault(world, first, np.arange(100) < 85)
+    report, given = world.gate(first)
+    assert "vault_uses" not in report.metrics, "without a champion there is nothing to ask"
+    world.promote(given)
+    second = world.register("b", right=190, dataset=2, vault=100)
+    plant_vault(world, second, np.arange(100) < mine)
+    report, _ = world.gate(second)
+    assert report.verdict is verdict
+    assert report.metrics["vault_difference"] == pytest.approx((mine - 85) / 100)
+    assert any("asked 0 times before" in reason for reason in report.reasons)
+    words = "the vault contradicts the test set" if verdict is REJECT else "the vault does not contradict"
+    assert any(reason.startswith(words) for reason in report.reasons)
+    assert f"| accuracy on 100 vault samples | {mine / 100:.4f} | 0.8500 |" in report.summary_md
+    third = world.register("c", right=195, dataset=2, vault=100)
+    plant_vault(world, third, np.arange(100) < 90)
+    assert world.gate(third)[0].metrics["vault_uses"] == 1
+
+
+def test_the_vault_is_shown_only_to_what_would_be_promoted(world: World, project: Any) -> None:
+    first = world.register("a", right=170, vault=100)
+    world.promote(world.gate(first)[1])
+    worse = world.register("b", right=100, dataset=2, vault=100)
+    assert "vault_uses" not in world.gate(worse)[0].metrics
+    better = world.register("c", right=195, dataset=2, vault=100)
+    report, _ = world.gate(better, project=project(vault=False))
+    assert report.verdict is PROMOTE
+    assert any("promotion.vault: false" in reason for reason in report.reasons)
+    assert not [name for name in world.store.names("tiny/judged-by") if name.startswith("vault-")]
+
+
+def test_a_champion_without_its_evaluation_is_asked_again(champion: World) -> None:
+    champion.store.remove("tiny/evaluate/a")
+    assert judged(champion).metrics["samples"] == 200
+
+
+def test_a_champion_whose_files_are_deleted_needs_a_person(champion: World) -> None:
+    champion.store.remove("tiny/finetune/a")
+    inputs = champion.register("b", right=290, n=300, dataset=2)
+    report, _ = champion.gate(inputs)
+    assert report.verdict is HUMAN
+    assert "the weights of tiny version 1 are gone from the store; compared on the 200" in report.reasons[0]
+    assert report.metrics["samples"] == 200
+    champion.store.remove("tiny/evaluate/a")
+    report, _ = champion.gate(inputs)
+    assert report.verdict is HUMAN
+    assert "its evaluation on record shares 0 with the challenger" in report.reasons[0]
 
 
 def test_a_version_without_a_passed_golden_batch_is_rejected(world: World) -> None:
     inputs = world.register("a", right=190)
     world.client.set_model_version_tag("tiny", "1", "ssl.golden", "failed")
     report, _ = world.gate(inputs)
-    assert report.verdict is Verdict.REJECT
+    assert report.verdict is REJECT
 
 
-def test_a_grown_test_set_is_compared_on_what_both_saw(world: World) -> None:
-    world.promote(world.gate(world.register("a", right=150, n=200))[1])
-    report, _ = world.gate(world.register("b", right=290, n=300, dataset=2))
-    assert report.verdict is Verdict.PROMOTE
-    assert report.metrics["samples"] == 200
-    assert any("100 are in one test set only" in reason for reason in report.reasons)
-    assert len(report.summary_md.encode()) <= 4096
-    assert "| accuracy on 200 test samples |" in report.summary_md
-
-
-def test_approval_by_a_person_never_turns_a_rejection_around(
-    world: World, make_project: Callable[..., ProjectConfig]
-) -> None:
-    human: Any = make_project(encoder={"widths": [8]}, promotion={"approval": "human"})
-    report, _ = world.gate(world.register("a", right=10, random_right=60), project=human)
-    assert report.verdict is Verdict.REJECT
+def test_approval_by_a_person_never_turns_a_rejection_around(world: World, project: Any) -> None:
+    report, _ = world.gate(world.register("a", right=10, random_right=60), project=project(approval="human"))
+    assert report.verdict is REJECT
