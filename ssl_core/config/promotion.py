@@ -22,17 +22,18 @@ class PromotionConfig(Section):
     )
     motive: Literal["superiority", "non-inferiority"] = Field(
         default="non-inferiority",
-        description="superiority: a challenger has to be better for sure; non-inferiority: it must not be worse by more than the margin",
+        description="superiority: a challenger has to be better for sure; non-inferiority: it must be measured no worse, and a loss of "
+        "more than the margin must be ruled out",
         json_schema_extra=IN_FORM,
     )
     margin: Annotated[float, Field(ge=0, le=1)] | Literal["auto"] = Field(
         default="auto",
-        description="What a challenger may lose against the champion, at the interval's lower end: of accuracy, or what stands "
-        "for it. auto: 0.02, or the smallest difference that the test set can show where that is larger",
+        description="What a challenger may lose against the champion, of accuracy or what stands for it. auto: a loss of 0.02 must be "
+        "ruled out, and one that is measured turns it down from the smallest difference on that the test set can show, if that is larger",
     )
     protected_slices: tuple[str, ...] = Field(
         default=(),
-        description="Slices that must not get worse, such as `label=cat` or `source=camera-2`. One too small to tell needs a person",
+        description="Slices that must not get worse, such as `label=cat`, `source=camera-2` or `window=v3`. One too small to tell needs a person",
     )
     min_slice: int = Field(default=30, ge=5, description="A slice of fewer test samples says nothing")
     max_calibration_loss: float = Field(
