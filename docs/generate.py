@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import sys
 import typing
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, Literal
 
@@ -87,17 +87,22 @@ def inner_section(annotation: Any) -> type[BaseModel] | None:
 
 def kind(field: FieldInfo) -> str:
     """The type in words, with its limits."""
-    limits = []
-    for rule in field.metadata:
+    return type_name(field.annotation) + limits(field.metadata)
+
+
+def limits(metadata: Iterable[Any]) -> str:
+    found = []
+    for rule in metadata:
         for attribute, sign in (("ge", "≥"), ("gt", ">"), ("le", "≤"), ("lt", "<")):
             if isinstance(rule, getattr(annotated_types, attribute.title())):
-                limits.append(f"{sign} {getattr(rule, attribute):g}")
-    text = type_name(field.annotation)
-    return text + (f", {', '.join(limits)}" if limits else "")
+                found.append(f"{sign} {getattr(rule, attribute):g}")
+    return f", {', '.join(found)}" if found else ""
 
 
 def type_name(annotation: Any) -> str:
     origin, arguments = typing.get_origin(annotation), typing.get_args(annotation)
+    if origin is typing.Annotated:
+        return type_name(arguments[0]) + limits(rule for info in arguments[1:] for rule in info.metadata)
     if origin is Literal:
         return " \\| ".join(f"`{a}`" for a in arguments)
     if origin is tuple:
