@@ -111,11 +111,9 @@ def type_name(annotation: Any) -> str:
         return "mapping"
     if arguments:
         return " \\| ".join(type_name(a) for a in arguments if a is not type(None))
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        return "section"
-    return {"str": "text", "int": "integer", "float": "number", "bool": "true \\| false", "Path": "path"}.get(
-        annotation.__name__, annotation.__name__
-    )
+    names = {"str": "text", "int": "integer", "float": "number", "bool": "true \\| false", "Path": "path"}
+    is_section = isinstance(annotation, type) and issubclass(annotation, BaseModel)
+    return "section" if is_section else names.get(annotation.__name__, annotation.__name__)
 
 
 def default(field: FieldInfo) -> str:
