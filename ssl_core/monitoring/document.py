@@ -152,7 +152,7 @@ class PastWindow(Record):
 
     window: Name
     score: Number | None = Field(
-        description="The larger of AUC and MMD, each as a share of its threshold; None: not judged"
+        description="The larger of AUC and MMD, each as a share of what its threshold lies above chance; None: not judged"
     )
     exceeded: bool
     alarm: bool = False

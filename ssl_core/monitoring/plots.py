@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from ssl_core.monitoring.columns import CHANGED
 from ssl_core.monitoring.document import DriftReport, EmbeddingMap, PastWindow
-from ssl_core.monitoring.report import HIGHEST_PSI, HIGHEST_SCORE, TITLES
+from ssl_core.monitoring.report import HIGHEST_PSI, HIGHEST_SCORE, TITLES, highest
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -58,7 +58,7 @@ def _scores(axes: Axes, history: list[PastWindow]) -> None:
             axes.text(place, 0.03, "?", ha="center", va="bottom", color="#444444")
         elif past.score > HIGHEST_SCORE and len(history) <= _NAMED_BARS * 2:
             axes.text(place, HIGHEST_SCORE, f"{past.score:.0f}", ha="center", va="bottom", fontsize=8)
-    axes.set_ylim(0, max([1.3, *[height * 1.06 for height in heights]]))
+    axes.set_ylim(0, highest(history))
     axes.set_xlim(-0.6, max(len(history), 5) - 0.4)
     step = max(1, -(-len(history) // _NAMED_BARS))
     named = range(len(history) - 1, -1, -step)

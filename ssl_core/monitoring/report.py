@@ -107,7 +107,7 @@ def render(report: DriftReport) -> str:
     return _template().render(
         report=report, level=_LEVELS[report.finding.kind], title=TITLES[report.finding.kind], meaning=MEANINGS[report.finding.kind],
         steps=next_steps(report), bars=score_bars(report.history), titles=TITLES, levels=_LEVELS, changed=CHANGED, major=MAJOR,
-        highest_score=HIGHEST_SCORE, highest_psi=HIGHEST_PSI,
+        highest_score=highest(report.history), highest_psi=HIGHEST_PSI,
         largest=max((max(c.reference, c.window) for c in report.predictions.classes), default=1) if report.predictions else 1,
     )  # fmt: skip
 
@@ -125,12 +125,17 @@ class Bar:
 
 def score_bars(history: Sequence[PastWindow]) -> list[Bar]:
     """A window that scores anything is seen, and one that was not judged has no bar."""
-    found = []
+    found, top = [], highest(history)
     for past in history:
         score = max(0.0, past.score or 0.0)
-        height = 100 * min(score, HIGHEST_SCORE) / HIGHEST_SCORE
-        found.append(Bar(past, f"{max(height, 1.5) if past.score is not None else 0:.3g}", score > HIGHEST_SCORE))
+        height = 100 * min(score, top) / top
+        found.append(Bar(past, f"{max(height, 1.5) if past.score is not None else 0:.3g}", score > top))
     return found
+
+
+def highest(history: Sequence[PastWindow]) -> float:
+    """Where the chart ends: above the threshold, 1, and the scores, but at ``HIGHEST_SCORE``."""
+    return min(HIGHEST_SCORE, max([1.4, *(1.05 * (past.score or 0) for past in history)]))
 
 
 @cache
@@ -146,6 +151,7 @@ def _template() -> jinja2.Template:
         "width": lambda value, largest: f"{100 * min(max(value, 0), largest) / largest:.3g}" if largest > 0 else "0",
         "number": lambda value: f"{value:.3g}",
         "chance": lambda p: "< 0.001" if p < 0.001 else f"{p:.3f}",
+        "minute": lambda moment: moment[:16].replace("T", " "),
         "x": lambda point: f"{50 + 47 * _inside(point)[0]:.4g}",
         "y": lambda point: f"{50 - 47 * _inside(point)[1]:.4g}",
     }

@@ -241,4 +241,6 @@ def bars() -> Iterator[reports.Bar]:
 
 def test_bars_end_at_the_top_and_what_was_not_judged_has_none() -> None:
     assert [bar.height for bar in bars()] == ["0", "1.5", "16.7", "33.3", "100", "100", "1.5"]
+    assert reports.highest([doc.PastWindow(window="v", score=0.3, exceeded=False)]) == 1.4
+    assert reports.highest([]) == 1.4
     assert [bar.cut for bar in bars()] == [False] * 5 + [True, False]
