@@ -28,6 +28,7 @@ from ssl_core.data.windows import new_windows, version_number
 from ssl_core.modalities import noun
 from ssl_core.monitoring import document as doc
 from ssl_core.monitoring.record import Records
+from ssl_core.monitoring.report import write
 from ssl_core.monitoring.seen import Champion, require_artifacts
 from ssl_core.monitoring.triage import Evidence, triage
 from ssl_core.monitoring.watch import Watch, unjudged
@@ -130,7 +131,7 @@ def _name(dataset: DatasetRef) -> str:
 
 def _publish(ctx: StepContext, report: doc.DriftReport, *, is_new: bool = False) -> StepOutput:
     """Writes the report in all its forms."""
-    (ctx.out / "drift.json").write_text(report.to_json(), encoding="utf-8")
+    write(report, ctx.out)
     links = {}
     for path in sorted(ctx.out.iterdir()):
         link = ctx.tracker.artifact(path)

@@ -12,8 +12,8 @@ from ssl_core.monitoring.report import HIGHEST_PSI, HIGHEST_SCORE, TITLES, highe
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-# Okabe and Ito's palette, as in the other pictures.
-_BELOW, _ABOVE, _ALARM, _REFERENCE = "#0072B2", "#E69F00", "#D55E00", "#8C959F"
+# Okabe and Ito's palette, as in the other pictures, its red darker: it stands beside the yellow.
+_BELOW, _ABOVE, _ALARM, _REFERENCE = "#0072B2", "#E69F00", "#C4391D", "#8C959F"
 _MOST_BARS = 60
 _MOST_COLUMNS = 12
 _NAMED_BARS = 8
@@ -47,7 +47,7 @@ def draw(path: Path, report: DriftReport) -> None:
 
 
 def _scores(axes: Axes, history: list[PastWindow]) -> None:
-    axes.set_title("score of each window; an alarm is dark", loc="left", fontsize=10)
+    axes.set_title("score of each window (yellow: above, red: alarm)", loc="left", fontsize=10)
     heights = [min(max(past.score or 0.0, 0.0), HIGHEST_SCORE) for past in history]
     colours = [_ALARM if past.alarm else _ABOVE if past.exceeded else _BELOW for past in history]
     axes.bar(range(len(history)), heights, color=colours, width=0.8)
@@ -95,6 +95,7 @@ def _columns(axes: Axes, report: DriftReport) -> None:
     axes.set_yticks(range(len(shown)), [_short(c.name, 22) for c in shown])
     axes.axvline(CHANGED, color="#444444", linestyle="--", linewidth=1.2)
     axes.set_xlim(0, HIGHEST_PSI * 1.1)
+    axes.set_ylim(len(shown) - max(len(shown), 5) - 0.5, len(shown) - 0.5)
     if not shown:
         axes.set_yticks([])
         axes.text(0.5, 0.5, "none compared", transform=axes.transAxes, ha="center", va="center", color="#666666")
