@@ -18,6 +18,7 @@ from ssl_core.evaluation.predictions import Predictions, paired_quality
 LEVEL = 0.05
 _Z = 1.959964 + 0.841621  # two-sided 5% level, 80% power
 _Z_FLOOR = 2.575829  # one-sided 0.5% level
+_Z_CEILING = 3.290527  # one-sided 0.05% level
 _FLIPS = 10_000
 _BLOCK = 4_000_000  # cells of a table of draws in memory at once
 
@@ -34,6 +35,8 @@ class Comparison:
     high: float
     floor: float
     """Lower end of the one-sided 99.5% interval: a true difference below it would hardly ever have looked like this."""
+    ceiling: float
+    """Upper end of the one-sided 99.95% interval: to turn something down for lack of gain takes more than to keep it waiting."""
     only_first: int
     """Samples on which the first model is better: that it alone has right, where they are right or wrong."""
     only_second: int
@@ -78,13 +81,13 @@ def compare_quality(
     One class a sample: the exact McNemar test (1947, https://doi.org/10.1007/BF02295996): under equal accuracy, the samples
     that only one model has right fall to either side like a fair coin. The interval is the percentile bootstrap over samples;
     its resampled differences follow from how many samples of each of three kinds (only first, only second, no difference)
-    are drawn: one multinomial draw a resample, whatever ``n``. ``floor`` is the score bound of Tango 1998
-    (https://doi.org/10.1002/(SICI)1097-0258(19980430)17:8<891::AID-SIM780>3.0.CO;2-B), which holds where a bootstrap does not: two
+    are drawn: one multinomial draw a resample, whatever ``n``. ``floor`` and ``ceiling`` are score bounds of Tango 1998
+    (https://doi.org/10.1002/(SICI)1097-0258(19980430)17:8<891::AID-SIM780>3.0.CO;2-B), which hold where a bootstrap does not: two
     models that never differ on 50 samples may still differ on 1 in 10.
 
     Several classes, or numbers: the same bootstrap over the paired differences themselves, and a sign-flip test (Fisher 1935):
-    under equal quality, each difference is as likely with the other sign. ``floor`` is the normal bound after one sample of the
-    largest difference was added on each side, for the same reason.
+    under equal quality, each difference is as likely with the other sign. ``floor`` and ``ceiling`` are normal bounds after one
+    sample of the largest difference was added on each side, for the same reason.
 
     Raises ``ValueError`` where there is no sample.
     """
@@ -100,7 +103,8 @@ def compare_quality(
     spread = np.sqrt(max(b + c, 1)) / n if one_class else gaps.std() / np.sqrt(n)
     return Comparison(
         n=n, first=float(first.mean()), second=float(second.mean()), difference=float(gaps.mean()),
-        low=float(low), high=float(high), floor=_score_bound(n, b, c) if one_class else _normal_bound(gaps),
+        low=float(low), high=float(high), floor=_score_bound(n, b, c, _Z_FLOOR) if one_class else _normal_bound(gaps, _Z_FLOOR),
+        ceiling=-_score_bound(n, c, b, _Z_CEILING) if one_class else -_normal_bound(-gaps, _Z_CEILING),
         only_first=b, only_second=c, p_value=_mcnemar(b, c) if one_class else _sign_flips(gaps, random),
         detectable=float(_Z * spread), headline=HEADLINES[label_type], test="McNemar" if one_class else "sign-flip",
     )  # fmt: skip
@@ -118,8 +122,8 @@ def holm(p_values: Sequence[float]) -> list[float]:
     return adjusted
 
 
-def _score_bound(n: int, b: int, c: int) -> float:
-    """The difference ``(b - c) / n`` minus what chance may add: where Tango's score statistic reaches ``_Z_FLOOR``."""
+def _score_bound(n: int, b: int, c: int, z: float) -> float:
+    """The difference ``(b - c) / n`` minus what chance may add: where Tango's score statistic reaches ``z``."""
 
     def score(delta: float) -> float:
         # p: the most likely share of "only second" where the true difference is delta.
@@ -131,15 +135,15 @@ def _score_bound(n: int, b: int, c: int) -> float:
     low, high = -1.0, (b - c) / n
     for _ in range(60):
         middle = (low + high) / 2
-        low, high = (middle, high) if score(middle) > _Z_FLOOR else (low, middle)
+        low, high = (middle, high) if score(middle) > z else (low, middle)
     return (low + high) / 2
 
 
-def _normal_bound(gaps: np.ndarray) -> float:
+def _normal_bound(gaps: np.ndarray, z: float) -> float:
     n = len(gaps) + 2
     mean = gaps.sum() / n
     variance = max(0.0, float((gaps**2).sum() + 2) / n - mean**2)
-    return float(mean - _Z_FLOOR * np.sqrt(variance / n))
+    return float(mean - z * np.sqrt(variance / n))
 
 
 def _mcnemar(b: int, c: int) -> float:

@@ -19,8 +19,8 @@ truth, 1 in 200, at any size of the test set. (The usual rule, the 95% interval 
 a margin that grows with the smallest detectable difference as many as 1 in 4: benchmarks/gate_power.py.) d >= 0 keeps many small
 losses from adding up over many promotions.
 
-``motive: superiority``: PROMOTE only where it is better for sure; REJECT also where d <= 0 although the test set could have
-shown a gain of *tolerated*.
+``motive: superiority``: PROMOTE only where it is better for sure; REJECT also where d <= 0 and a gain of *tolerated* is ruled out
+(``Comparison.ceiling``: one-sided 99.95%).
 """
 
 from __future__ import annotations
@@ -132,8 +132,8 @@ def _turned_down(c: Comparison, promotion: PromotionConfig) -> tuple[Verdict, st
         return Verdict.REJECT, "worse than the champion"
     if c.difference < -most:
         return Verdict.REJECT, f"loses more than {points(most)}, the most that may be measured"
-    if promotion.motive == "superiority" and c.difference <= 0 and c.detectable <= may_lose:
-        return Verdict.REJECT, f"no gain (motive: superiority), and {_shows(c)}"
+    if promotion.motive == "superiority" and c.difference <= 0 and c.ceiling < may_lose:
+        return Verdict.REJECT, f"no gain (motive: superiority), one of {points(may_lose)} is ruled out"
     return None
 
 

@@ -86,6 +86,15 @@ def test_without_any_disagreement_the_floor_is_tangos_closed_form(n: int) -> Non
     assert found.floor == pytest.approx(-(z**2) / (n + z**2), rel=1e-6)
 
 
+def test_the_ceiling_is_the_floor_of_the_other_at_a_higher_level() -> None:
+    found = compare_quality(*quality(450, 20, 10), "class", resamples=10, seed=0)
+    turned = compare_quality(*quality(450, 10, 20), "class", resamples=10, seed=0)
+    assert found.ceiling > -turned.floor > found.difference
+    assert compare_quality(*quality(450, 0, 0), "class", resamples=10, seed=0).ceiling == pytest.approx(
+        3.290527**2 / (450 + 3.290527**2), rel=1e-6
+    )
+
+
 def test_with_many_disagreements_the_floor_is_the_normal_bound() -> None:
     found = compare_quality(*quality(100_000, 6000, 5500), "class", resamples=10, seed=0)
     wald = 0.005 - 2.575829 * np.sqrt(0.115 - 0.005**2) / np.sqrt(100_000)

@@ -32,7 +32,7 @@ def comparison(
 ) -> Comparison:
     return Comparison(
         n=n, first=0.9, second=0.9 - difference, difference=difference, low=low, high=high,
-        floor=difference - 1.3 * (difference - low) if floor is None else floor,
+        floor=difference - 1.3 * (difference - low) if floor is None else floor, ceiling=difference + 1.68 * (high - difference),
         only_first=1, only_second=1, p_value=0.5 if low <= 0 <= high else 0.01, detectable=detectable,
     )  # fmt: skip
 
@@ -67,9 +67,9 @@ def test_a_margin_that_is_given_counts_for_both() -> None:
     ("difference", "low", "high", "detectable", "verdict"),
     [
         (0.05, 0.02, 0.08, 0.04, PROMOTE),
-        (0.00, -0.015, 0.015, 0.02, REJECT),  # it would have shown a gain of two points
-        (0.00, -0.03, 0.03, 0.04, HUMAN),  # it would not
-        (0.01, -0.01, 0.03, 0.02, HUMAN),
+        (0.00, -0.011, 0.011, 0.02, REJECT),  # a gain of two points is ruled out
+        (0.00, -0.015, 0.015, 0.02, HUMAN),  # at 95%, not at 99.95%
+        (0.001, -0.005, 0.007, 0.01, HUMAN),  # a small gain, perhaps
         (-0.03, -0.05, -0.01, 0.04, REJECT),
     ],
 )
