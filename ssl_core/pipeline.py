@@ -247,7 +247,7 @@ STEPS: tuple[Step, ...] = (
     Step(
         "fire-drill",
         "fire-drill",
-        "ssl_core.registry.fire_drill:run",
+        "ssl_core.monitoring.fire_drill:run",
         "Plants bad challengers and drifted windows under throw-away names, and fails where a guard misses one.",
         inputs=("dataset",),
         outputs=("drill",),

@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     import pandas as pd
 
 NOT_MEASURES = frozenset({"sample_id", "split", "group", "label", "source", "arrived_at", "first_version"})
+_OF_THE_FILE = frozenset({"width", "height", "channels", "bytes"})
+"""What another camera or scanner makes alike for all its files: that they are constant says nothing against them."""
 NEWLY_MISSING = 0.05
 """Share of values that are missing, above the reference's, from which a column is broken."""
 SPIKE = 0.1
@@ -49,11 +51,12 @@ def broken_columns(reference: pd.DataFrame, window: pd.DataFrame) -> list[str]:
     found: list[str] = []
     for name in reference.columns:
         if name not in NOT_MEASURES and name in window:
-            found.extend(f"{printable(name, 60)}: {fault}" for fault in _faults(reference[name], window[name]))
+            faults = _faults(reference[name], window[name], may_be_constant=name in _OF_THE_FILE)
+            found.extend(f"{printable(name, 60)}: {fault}" for fault in faults)
     return found
 
 
-def _faults(reference: pd.Series, window: pd.Series) -> Iterator[str]:
+def _faults(reference: pd.Series, window: pd.Series, *, may_be_constant: bool) -> Iterator[str]:
     missing, usual = _missing(window), _missing(reference)
     if missing - usual >= NEWLY_MISSING:
         yield f"{missing:.0%} of the values are missing, {usual:.0%} used to be"
@@ -63,7 +66,9 @@ def _faults(reference: pd.Series, window: pd.Series) -> Iterator[str]:
     counts = known.value_counts()
     value, share = counts.index[0], counts.iloc[0] / len(known)
     usual = float((before == value).mean())
-    if len(counts) == 1 and usual < 0.9:
+    if may_be_constant:
+        pass
+    elif len(counts) == 1 and usual < 0.9:
         yield f"always {printable(value, 40)}, where the reference varies"
     elif before.nunique() >= _VARIED and share >= SPIKE and share >= 10 * usual:
         yield f"{share:.0%} of the values are {printable(value, 40)}, {usual:.1%} used to be"

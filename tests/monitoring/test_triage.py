@@ -246,8 +246,8 @@ def test_windows_of_one_feed_have_no_faults() -> None:
         (lambda f: f.assign(contrast=f["contrast"].where(f.index % 5 > 0)), "contrast: 20% of the values are missing, 0% used to be"),
         (lambda f: f.assign(contrast=f["contrast"].where(f.index % 5 > 0, np.inf)), "contrast: 20% of the values are missing"),
         (lambda f: f.assign(camera="left"), "camera: always left, where the reference varies"),
-        (lambda f: f.assign(bytes=512), "bytes: always 512, where the reference varies"),
-        (lambda f: f.assign(bytes=f["bytes"].where(f.index % 5 > 0, 0)), "bytes: 20% of the values are 0, 0.0% used to be"),
+        (lambda f: f.assign(contrast=0.0), "contrast: always 0, where the reference varies"),
+        (lambda f: f.assign(contrast=f["contrast"].where(f.index % 5 > 0, 0)), "contrast: 20% of the values are 0, 0.0% used to be"),
         (lambda f: f.assign(contrast=f["contrast"] * 255), "contrast: 100% of the values are far outside of anything seen before"),
         (lambda f: f.assign(camera=None), "camera: 100% of the values are missing"),
     ],
@@ -260,6 +260,10 @@ def test_a_column_that_broke_is_told(change, told: str) -> None:  # type: ignore
 def test_a_constant_column_may_stay_constant_and_few_rows_show_nothing() -> None:
     assert feed.broken_columns(frame(), frame(19, 1).assign(camera="left")) == []
     assert not any("channels" in fault for fault in feed.broken_columns(frame(), frame(100, 1)))
+
+
+def test_files_of_one_size_are_another_scanner_and_no_fault() -> None:
+    assert feed.broken_columns(frame(), frame(100, 1).assign(bytes=512)) == []
 
 
 @pytest.mark.parametrize(

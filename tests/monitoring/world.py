@@ -159,14 +159,18 @@ class World:
 
     def watch(self, run: str = "", dataset: DatasetRef | None = None, **changed: Any) -> tuple[DriftReport, StepOutput]:
         """The step, in a run of its own unless one is named; ``changed`` are keys of ``monitor``."""
+        ctx = self.context(run, dataset, **changed)
+        made = monitor.run(ctx)
+        return DriftReport.model_validate_json((ctx.out / "drift.json").read_bytes()), made
+
+    def context(self, run: str = "", dataset: DatasetRef | None = None, **changed: Any) -> StepContext:
+        """What a step of the project sees, in a run of its own unless one is named."""
         self.runs += 1
         section = self.project.monitor.model_copy(update=changed)
         out = self.tmp / f"out-{self.runs}"
         out.mkdir()
-        ctx = StepContext(
+        return StepContext(
             project=self.project.model_copy(update={"monitor": section}), settings=self.settings,
             inputs={"dataset": dataset or self.dataset}, run=RunContext(run_id=run or f"run-{self.runs}"), key=f"k{self.runs}",
             out=out, store=self.store, checkpoints=self.store.checkpoints("tiny", "monitor", "k"), tracker=NoTracker(),
         )  # fmt: skip
-        made = monitor.run(ctx)
-        return DriftReport.model_validate_json((out / "drift.json").read_bytes()), made
