@@ -9,7 +9,7 @@ export UV_FIND_LINKS ?= $(shell python3 -m pip config get global.find-links 2>/d
 # TORCH=cpu or TORCH=cu130 picks the build of torch; unset, the package index's default is taken (CUDA on Linux).
 TORCH_BACKEND := $(if $(TORCH),--torch-backend $(TORCH))
 
-.PHONY: setup demo up down status logs test e2e lint format docs lock images clean
+.PHONY: setup demo demo-drift up down status logs test e2e lint format docs lock images clean
 
 setup: $(VENV)/.installed $(AIRFLOW)/.installed
 
@@ -32,6 +32,10 @@ $(AIRFLOW)/.installed: requirements/airflow-dev.txt pyproject.toml $(VENV)/.inst
 # The platform: Airflow and MLflow on this machine, on loopback. The same as `ssl-core up`, `down`, `status` and `logs`.
 demo: setup
 	@$(BIN)/ssl-core demo
+
+# After it: new data, drift, and a champion that learns on.
+demo-drift: setup
+	@$(BIN)/ssl-core demo-drift
 
 up: setup
 	@$(BIN)/ssl-core up

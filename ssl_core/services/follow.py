@@ -87,16 +87,23 @@ class Follower:
         """Every template once, in order. Raises ``StepError`` with the failed task's own words where a run fails."""
         runs: list[Run] = []
         for template in CHAIN:
-            dag_id = f"{self._project}.{template}"
-            self._wait_for_dag(dag_id)
-            run = self._begin(dag_id, runs[-1] if runs else None)
-            self._view.run_started(run)
-            self._follow(run)
-            self._view.run_ended(run)
-            if run.state != "success":
-                raise self._failure(run)
-            runs.append(run)
+            runs.append(self.one(template, after=runs[-1] if runs else None))
         return runs
+
+    def one(self, template: str, after: Run | None = None) -> Run:
+        """One run of a template to its end: the one that ``after`` woke, else one that goes on, else a new one.
+
+        Raises ``StepError`` with the failed task's own words where it fails.
+        """
+        dag_id = f"{self._project}.{template}"
+        self._wait_for_dag(dag_id)
+        run = self._begin(dag_id, after)
+        self._view.run_started(run)
+        self._follow(run)
+        self._view.run_ended(run)
+        if run.state != "success":
+            raise self._failure(run)
+        return run
 
     def links(self, runs: list[Run]) -> dict[str, str]:
         """Title to address of what a person wants to see after the chain: the lineage picture, and the model in MLflow."""
