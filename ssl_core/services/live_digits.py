@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -41,7 +42,7 @@ description: Digits that arrive in windows, the later ones turned, thickened and
 tags: [example, image, drift]
 
 data:
-  source: {data}
+  source: {json.dumps(str(data))}
 
 encoder:
   arch: resnet
