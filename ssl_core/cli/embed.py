@@ -22,8 +22,11 @@ if TYPE_CHECKING:
 
     from ssl_core.cli.embed_rows import Rows
     from ssl_core.registry.served import Served
+    from ssl_core.serving.prediction_log import PredictionLog
     from ssl_core.step import Progress
 
+LOGGED = 10_000
+"""Answers in one file of a prediction log."""
 BATCH = 256
 """Samples sent at once: enough to sort by length, few enough to show progress."""
 
@@ -44,7 +47,13 @@ BATCH = 256
 @click.option(
     "--predict", is_flag=True, help="Ask the fine-tuned model for labels instead of the encoder for features."
 )
-def embed(project: str, file: str, out: Path | None, version: str | None, column: str | None, predict: bool) -> None:
+@click.option(
+    "--log", metavar="PLACE",
+    help="With --predict: append the answers to the prediction log in this folder or s3:// prefix, for the monitor.",
+)  # fmt: skip
+def embed(
+    project: str, file: str, out: Path | None, version: str | None, column: str | None, predict: bool, log: str | None
+) -> None:
     """Send the texts or images in FILE through the registered model of PROJECT (a name or a file).
 
     FILE: .txt with one text a line, .jsonl, .csv, .tsv or .parquet; images: an image or a folder. The same in S3.
@@ -54,6 +63,8 @@ def embed(project: str, file: str, out: Path | None, version: str | None, column
     name, config = _project(project, settings)
     target = out or Path(f"{PurePosixPath(file.rstrip('/')).stem}-{'predictions' if predict else 'embeddings'}.parquet")
     _check_target(target, file)
+    if log is not None and not predict:
+        raise UserError("an encoder answers no labels to log", place="--log", next_step="add --predict")
 
     from ssl_core.cli.embed_rows import open_rows
     from ssl_core.cli.progress import make_progress
@@ -64,7 +75,7 @@ def embed(project: str, file: str, out: Path | None, version: str | None, column
     ensure_server(settings, progress.note)
     with served(settings, name, "classifier" if predict else "encoder", version) as by:
         rows = open_rows(by.modality, file, config, column, settings.cache, progress)
-        schema = _write(target, by, rows, file, progress)
+        schema = _write(target, by, rows, file, progress, log)
     shown = ", ".join(field for field in schema.names if field != "id")
     click.echo(f"wrote {target}: {len(rows):,} row{'' if len(rows) == 1 else 's'} of id, {shown}, by {by}")
 
@@ -90,18 +101,24 @@ def _check_target(target: Path, file: str) -> None:
         raise UserError("no such folder", place=f"--out {target}", next_step=f"mkdir -p {target.parent}")
 
 
-def _write(target: Path, by: Served, rows: Rows, asked: str, progress: Progress) -> pa.Schema:
+def _write(target: Path, by: Served, rows: Rows, asked: str, progress: Progress, log: str | None) -> pa.Schema:
     """Sends the rows batch by batch. The file takes its name when it is whole; returns its schema."""
     import pyarrow.parquet as pq
 
+    from ssl_core.serving.prediction_log import PredictionLog
     from ssl_core.store import storage_errors
 
+    answers_log = PredictionLog(log, by.name, by.version) if log else None
     temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex}")
     writer: pq.ParquetWriter | None = None
+    logged: list[dict[str, Any]] = []
     try:
         with storage_errors(str(target)):
             with progress.bar("embed", len(rows), "rows") as bar:
-                for ids, answer in _answers(by, rows, asked):
+                for ids, contents, answer in _answers(by, rows, asked):
+                    if answers_log is not None:
+                        logged += answers_log.rows_of(answer, contents)
+                        _append(answers_log, logged, str(log), LOGGED)
                     table = to_table(ids, answer)
                     if writer is None:
                         table = table.replace_schema_metadata({"ssl.model": f"models:/{by.name}/{by.version}"})
@@ -111,6 +128,8 @@ def _write(target: Path, by: Served, rows: Rows, asked: str, progress: Progress)
             assert writer is not None, "whoever opened the rows found some"
             writer.close()
             temporary.replace(target)
+        if answers_log is not None:
+            _append(answers_log, logged, str(log), 1)
         return writer.schema
     finally:
         if writer is not None and writer.is_open:
@@ -118,9 +137,22 @@ def _write(target: Path, by: Served, rows: Rows, asked: str, progress: Progress)
         temporary.unlink(missing_ok=True)
 
 
-def _answers(by: Served, rows: Rows, asked: str) -> Iterator[tuple[list[str], pd.DataFrame]]:
+def _append(log: PredictionLog, rows: list[dict[str, Any]], place: str, fewest: int) -> None:
+    """Moves rows into the log, where there are at least ``fewest``."""
+    from ssl_core.store import storage_errors
+
+    if len(rows) >= fewest:
+        with storage_errors(place):
+            log.write(rows)
+        rows.clear()
+
+
+def _answers(by: Served, rows: Rows, asked: str) -> Iterator[tuple[list[str], list[str], pd.DataFrame]]:
+    """Ids, digests of what was sent, and answers."""
     import pandas as pd
     from mlflow.exceptions import MlflowException
+
+    from ssl_core.serving.prediction_log import digest
 
     column = by.model.metadata.get_input_schema().input_names()[0]
     for ids, values in rows.batches(BATCH):
@@ -134,7 +166,7 @@ def _answers(by: Served, rows: Rows, asked: str) -> Iterator[tuple[list[str], pd
             raise UserError(
                 f"{ids[int(found[1])]}: {found[2]}", place=asked, next_step="mend or remove it, then run the same command again"
             ) from error  # fmt: skip
-        yield ids, answer
+        yield ids, [digest(value) for value in values], answer
 
 
 def to_table(ids: list[str], answer: pd.DataFrame) -> pa.Table:

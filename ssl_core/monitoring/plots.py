@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from ssl_core.monitoring.columns import CHANGED
 from ssl_core.monitoring.document import DriftReport, EmbeddingMap, PastWindow
 from ssl_core.monitoring.report import HIGHEST_PSI, HIGHEST_SCORE, TITLES, highest
@@ -71,13 +73,14 @@ def _map(axes: Axes, points: EmbeddingMap | None) -> None:
     axes.set_xticks([])
     axes.set_yticks([])
     axes.spines[:].set_visible(False)
-    if points is None or not points.window:
+    if points is None or not points.window or not points.reference:
         axes.text(0.5, 0.5, "not compared", transform=axes.transAxes, ha="center", va="center", color="#666666")
         return
+    reference, window = np.asarray(points.reference), np.asarray(points.window)
     axes.scatter(
-        *zip(*points.reference, strict=True), s=14, facecolors="none", edgecolors=_REFERENCE, linewidths=0.7, label="reference"
+        reference[:, 0], reference[:, 1], s=14, facecolors="none", edgecolors=_REFERENCE, linewidths=0.7, label="reference"
     )  # fmt: skip
-    axes.scatter(*zip(*points.window, strict=True), s=14, color=_ALARM, linewidths=0, alpha=0.7, label="window")
+    axes.scatter(window[:, 0], window[:, 1], s=14, color=_ALARM, linewidths=0, alpha=0.7, label="window")
     axes.set_aspect("equal", adjustable="datalim")
     axes.legend(frameon=False, fontsize=8, loc="upper right")
     axes.set_xlabel(points.method, fontsize=8)

@@ -6,6 +6,7 @@ Everything a reference needs is in the version's tags, so that the registry alon
 from __future__ import annotations
 
 import errno
+import os
 import re
 import shutil
 import sys
@@ -20,6 +21,7 @@ from ssl_core.contracts import ModelRef
 from ssl_core.errors import CheckFailed, TryAgain
 from ssl_core.modalities import fingerprint
 from ssl_core.pipeline import digest, recipe_digest
+from ssl_core.serving import prediction_log
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -180,6 +182,7 @@ def loaded(model_uri: str) -> Iterator[Any]:
 
     with _temporary_folder() as folder:
         local = _download(model_uri, folder)
+        os.environ.pop(prediction_log.VARIABLE, None)  # what the platform itself asks a model is nobody's request
         try:
             with unchanged_path():
                 model = mlflow.pyfunc.load_model(local)

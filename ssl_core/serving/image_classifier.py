@@ -12,7 +12,8 @@ from mlflow.models import set_model
 from mlflow.pyfunc import PythonModel
 
 from ssl_core.models.classifier import load_classifier
-from ssl_core.serving.images import pixels_of
+from ssl_core.serving.images import COLUMN, pixels_of
+from ssl_core.serving.prediction_log import digest, served_log
 
 
 class ServedClassifier(PythonModel):
@@ -20,13 +21,14 @@ class ServedClassifier(PythonModel):
 
     def load_context(self, context: Any) -> None:
         self._model = load_classifier(Path(context.artifacts["model"]))
+        self._log = served_log(Path(context.artifacts["model"]))
 
     def predict(self, context: Any, model_input: pd.DataFrame, params: Any = None) -> pd.DataFrame:
         """One row a row; probabilities sum to 1."""
         model = self._model
         scores = model.predict_proba(pixels_of(model_input, model.info.preprocessing)).astype(float)
         best = scores.argmax(axis=1)
-        return pd.DataFrame(
+        answer = pd.DataFrame(
             {
                 "label": [model.classes[k] for k in best],
                 "confidence": scores.max(axis=1),
@@ -34,6 +36,9 @@ class ServedClassifier(PythonModel):
             },
             index=model_input.index,
         )
+        if self._log is not None:
+            self._log.add(answer, map(digest, model_input[COLUMN]))
+        return answer
 
 
 set_model(ServedClassifier())

@@ -22,7 +22,8 @@ Kind = Literal["classifier", "encoder"]
 
 # What the served models of every modality import. A test loads each with nothing else on the path.
 _CARRIED = (
-    "__init__.py", "errors.py", "config/__init__.py", "config/base.py", "models/__init__.py", "serving/__init__.py", "serving/requests.py",
+    "__init__.py", "errors.py", "config/__init__.py", "config/base.py", "models/__init__.py", "serving/__init__.py", "serving/prediction_log.py",
+    "serving/requests.py",
 )  # fmt: skip
 _REQUIRED = ("mlflow", "torch", "safetensors", "numpy", "pandas", "pydantic")
 

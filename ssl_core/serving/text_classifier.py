@@ -14,7 +14,8 @@ from mlflow.models import set_model
 from mlflow.pyfunc import PythonModel
 
 from ssl_core.models.text_classifier import load_classifier
-from ssl_core.serving.texts import texts_of
+from ssl_core.serving.prediction_log import digest, served_log
+from ssl_core.serving.texts import COLUMN, texts_of
 
 
 class ServedClassifier(PythonModel):
@@ -22,11 +23,15 @@ class ServedClassifier(PythonModel):
 
     def load_context(self, context: Any) -> None:
         self._model = load_classifier(Path(context.artifacts["model"]))
+        self._log = served_log(Path(context.artifacts["model"]))
 
     def predict(self, context: Any, model_input: pd.DataFrame, params: Any = None) -> pd.DataFrame:
         """One row a row; a long text is read window by window, to its end."""
         scores = self._model.predict(texts_of(model_input)).astype(float)
-        return pd.DataFrame(self._columns(scores), index=model_input.index)
+        answer = pd.DataFrame(self._columns(scores), index=model_input.index)
+        if self._log is not None:
+            self._log.add(answer, map(digest, model_input[COLUMN]))
+        return answer
 
     def _columns(self, scores: np.ndarray) -> dict[str, Any]:
         if self._model.label_type == "number":

@@ -147,7 +147,7 @@ def test_predictions_need_a_champion_or_a_version(world: World, call: Callable[.
     assert "--version 1" in refused.output
     versions.set_alias(world.client, "tiny", versions.CHAMPION, "1")
     try:
-        result = call("tiny", "new.txt", "--predict")
+        result = call("tiny", "new.txt", "--predict", "--log", "log")
     finally:
         versions.set_alias(world.client, "tiny", versions.CHAMPION, None)
     assert result.exit_code == 0, result.output
@@ -160,6 +160,11 @@ def test_predictions_need_a_champion_or_a_version(world: World, call: Callable[.
     )
     assert [row["label"] for row in rows[:9]] == [model.classes[k] for k in wanted[:9].argmax(axis=1)]
     assert rows[0]["confidence"] == pytest.approx(wanted[0].max(), abs=1e-5)
+    (file,) = (tmp_path / "log").rglob("*.parquet")
+    logged = pq.read_table(file).to_pylist()
+    assert [row["label"] for row in logged] == [row["label"] for row in rows]
+    assert {(row["model"], row["version"]) for row in logged} == {("tiny", "1")}
+    assert dict(logged[0]["probabilities"]) == rows[0]["probabilities"]
 
 
 @pytest.mark.parametrize(
@@ -183,6 +188,7 @@ def test_predictions_need_a_champion_or_a_version(world: World, call: Callable[.
         ("e.txt", "red", ("--out", "."), "--out .: is a folder"),
         ("e.txt", "red", ("--out", "e.txt"), "would replace what is read"),
         ("e.txt", "red", ("--out", "no/such/e.parquet"), "no such folder"),
+        ("e.txt", "red", ("--log", "log"), "--log: an encoder answers no labels to log"),
     ],
 )  # fmt: skip
 def test_mistakes_are_told_and_leave_nothing(

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import json
+import runpy
 import struct
 import subprocess
 import sys
 import zlib
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pandas as pd
+import pyarrow.parquet as pq
 import pytest
 from mlflow.exceptions import MlflowException
 from PIL import Image
@@ -143,6 +147,27 @@ def test_a_served_model_runs_on_what_it_carries_and_nothing_else(
     ]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
+
+
+def test_a_served_classifier_logs_its_answers_where_it_is_asked_to(
+    tmp_path: Path, make_project: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from tests.registry.conftest import write_classifier
+
+    folder = tmp_path / "artifacts" / "model"
+    folder.mkdir(parents=True)
+    write_classifier(folder, make_project(encoder={"widths": [8]}))
+    (tmp_path / "registered_model_meta").write_text("model_name: shapes\nmodel_version: 7\n")
+    monkeypatch.setenv("SSL_PREDICTION_LOG", str(tmp_path / "log"))
+    model: Any = runpy.run_path(str(package.source_file(PACKAGE, "classifier")))["ServedClassifier"]()
+    model.load_context(SimpleNamespace(artifacts={"model": str(folder)}))
+    answer = model.predict(None, pd.DataFrame({"image": [png(), png()]}))
+    model._log.close()
+    (file,) = (tmp_path / "log").rglob("7-*.parquet")
+    rows = pq.read_table(file).to_pylist()
+    assert [row["label"] for row in rows] == answer["label"].tolist()
+    assert dict(rows[0]["probabilities"]) == answer["probabilities"][0]
+    assert rows[0]["content"] == f"sha256:{hashlib.sha256(png()).hexdigest()}"
 
 
 def test_the_signature_says_what_goes_in_and_out() -> None:
