@@ -28,7 +28,7 @@ from ssl_core.data.windows import new_windows, version_number
 from ssl_core.modalities import noun
 from ssl_core.monitoring import document as doc
 from ssl_core.monitoring.record import Records
-from ssl_core.monitoring.report import write
+from ssl_core.monitoring.report import JSON_FILE, write
 from ssl_core.monitoring.seen import Champion, require_artifacts
 from ssl_core.monitoring.triage import Evidence, triage
 from ssl_core.monitoring.watch import Watch, unjudged
@@ -145,7 +145,7 @@ def _publish(ctx: StepContext, report: doc.DriftReport, *, is_new: bool = False)
     ctx.tracker.metrics(metrics)
     ctx.tracker.tags({"ssl.drift": report.finding.kind, "ssl.window": report.window.name})
     return StepOutput(
-        outputs={"drift": Output("drift-report", "drift.json")}, metrics=metrics, links=links,
+        outputs={"drift": Output("drift-report", JSON_FILE)}, metrics=metrics, links=links,
         summary=_summary(ctx, report), news=report.retrain and is_new, alert=_alert(report) if is_new else "",
     )  # fmt: skip
 

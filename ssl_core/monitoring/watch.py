@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict, dataclass
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -14,7 +14,7 @@ from ssl_core.config.monitor import MonitorConfig
 from ssl_core.contracts import DatasetRef
 from ssl_core.data import reader
 from ssl_core.data.dataset import INFO_FILE, manifest_schema
-from ssl_core.data.table import SampleTable
+from ssl_core.data.table import LabelType, SampleTable
 from ssl_core.data.windows import ReferenceRows, Window, old_windows, reference_of, version_number
 from ssl_core.evaluation.metrics import HEADLINES
 from ssl_core.monitoring import document as doc
@@ -32,9 +32,10 @@ from ssl_core.monitoring.calibrate import (
 )
 from ssl_core.monitoring.columns import Column, compare_columns
 from ssl_core.monitoring.detect import Found, choose_sizes, compare
+from ssl_core.monitoring.prediction_log import LogWindow, read_log
 from ssl_core.monitoring.record import Records, WindowRecord, counts, held_back, restless
 from ssl_core.monitoring.seen import Champion, Seen
-from ssl_core.monitoring.triage import Evidence, triage
+from ssl_core.monitoring.triage import FEWEST_LABELS, Evidence, triage
 from ssl_core.monitoring.two_sample import kernel_scale, subsample
 from ssl_core.step import StepContext
 
@@ -44,6 +45,7 @@ if TYPE_CHECKING:
 ANSWERED = 4000
 """Samples a side that the champion is asked about: more would take long, and tell no more of a distribution."""
 _MOST_SOURCES = 50
+_LOGGED = timedelta(days=30)
 _ENOUGH = 1.959964
 """Normal quantile of a 95% interval."""
 
@@ -116,6 +118,10 @@ class Watch:
         predictions = self._predictions(before, now) if one_class else None
         shift = mix.estimate(before.scores, now.scores, sides[0].labels) if one_class else None
         performance = self._performance(window, now)
+        served = self._served() if one_class and config.predictions else None
+        if served is not None and len(served) >= config.min_samples:
+            columns = [*columns, self._served_column(before, served)]
+            performance = performance or self._served_performance(served)
         nearness = evidence.novelty(reference, new, seed)
         shown = self._embedding_tests(tests)
         seen = evidence.gather(
@@ -123,6 +129,8 @@ class Watch:
             nearness=nearness, shift=shift, quarantined=unusable, seed=seed,
         )  # fmt: skip
         finding = triage(seen, config)
+        if served is not None and (notes := served.notes()):
+            finding = finding.model_copy(update={"reasons": doc.first([*finding.reasons, *notes], doc.MOST_REASONS)})
         fields: dict[str, object] = {
             "embedding": shown, "predictions": predictions, "performance": performance, "novelty": nearness, "finding": finding,
             "columns": [doc.ColumnDrift(name=c.name, kind=c.kind, psi=c.psi, statistic=c.statistic, p=c.p_value, q=min(1.0, c.q_value), drifted=c.drifted) for c in doc.first(columns, doc.MOST_COLUMNS)],
@@ -227,6 +235,34 @@ class Watch:
             classes=[doc.ClassShare(name=names[k], reference=float(shares[0][k]), window=float(shares[1][k])) for k in order[: doc.MOST_CLASSES]],
         )  # fmt: skip
 
+    def _served(self) -> LogWindow:
+        """What the champion answered where it is served, since it was registered, at most a month ago."""
+        config, entry = self._config, self._champion.entry
+        assert config.predictions is not None
+        registered = datetime.fromtimestamp((entry.creation_timestamp or 0) / 1000, UTC)
+        return read_log(
+            config.predictions, self._table.classes, version=self._champion.model.version,
+            since=max(registered, datetime.now(UTC) - _LOGGED), cache=self._ctx.settings.cache, progress=self._ctx.progress,
+        )  # fmt: skip
+
+    def _served_column(self, reference: _Answers, served: LogWindow) -> Column:
+        import pandas as pd
+
+        frames = [
+            pd.DataFrame({"served answers": some.astype(str)})
+            for some in (reference.scores.argmax(axis=1), served.labels)
+        ]
+        [column] = compare_columns(frames[0], frames[1], {"served answers": "category"})
+        return column
+
+    def _served_performance(self, served: LogWindow) -> doc.Performance | None:
+        """By what turned out to be right, where that was logged and the window itself has no labels."""
+        known = served.truth >= 0
+        before = self._seen.quality_on_record()
+        if known.sum() < FEWEST_LABELS or before is None:
+            return None
+        return _performance((served.labels == served.truth)[known].astype(np.float64), before, self._table.label_type)
+
     def _performance(self, window: Window, answers: _Answers) -> doc.Performance | None:
         """The champion on the window's labels, beside what it reached on its own test samples; None without labels."""
         known = self._manifest["label"].notna().to_numpy()
@@ -241,12 +277,7 @@ class Watch:
             if np.isin(asked, answers.rows).all()
             else self._seen.scores(asked)
         )
-        now = self._seen.quality(asked, scores)
-        low, high = difference_interval(now, before)
-        return doc.Performance(
-            n=len(now), metric=HEADLINES[self._table.label_type], quality=float(now.mean()), reference_quality=float(before.mean()),
-            difference=float(now.mean() - before.mean()), low=low, high=high,
-        )  # fmt: skip
+        return _performance(self._seen.quality(asked, scores), before, self._table.label_type)
 
     def _unusable(self, window: Window, past: list[WindowRecord]) -> tuple[int, float]:
         """Files that the source held and nobody could use, in all; and those that came with this window, as a share of its files.
@@ -269,6 +300,14 @@ class Watch:
         return int(
             json.loads(reader.fetch_file(dataset, self._ctx.settings, INFO_FILE).read_bytes()).get("quarantined", 0)
         )
+
+
+def _performance(now: np.ndarray, before: np.ndarray, label_type: LabelType) -> doc.Performance:
+    low, high = difference_interval(now, before)
+    return doc.Performance(
+        n=len(now), metric=HEADLINES[label_type], quality=float(now.mean()), reference_quality=float(before.mean()),
+        difference=float(now.mean() - before.mean()), low=low, high=high,
+    )  # fmt: skip
 
 
 def difference_interval(window: np.ndarray, reference: np.ndarray) -> tuple[float, float]:
