@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterator
 from html.parser import HTMLParser
@@ -244,3 +245,21 @@ def test_bars_end_at_the_top_and_what_was_not_judged_has_none() -> None:
     assert reports.highest([doc.PastWindow(window="v", score=0.3, exceeded=False)]) == 1.4
     assert reports.highest([]) == 1.4
     assert [bar.cut for bar in bars()] == [False] * 5 + [True, False]
+
+
+# ---- in a browser
+
+
+@pytest.mark.e2e
+@pytest.mark.browser
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("width", [1280, 400])
+def test_a_browser_shows_it_and_asks_for_nothing(scheme: Any, width: int, tmp_path: Path) -> None:
+    browser = pytest.importorskip("tests.e2e.tools.browser")
+    if browser.chromium() is None and not os.environ.get("CI"):
+        pytest.skip("no Chromium is installed")
+    from tests.e2e.tools.drift_report import take
+
+    for number, report in enumerate((full(name=HOSTILE), bare(), largest())):
+        assert take(reports.render(report), tmp_path / f"{number}.png", width=width, scheme=scheme) == []
+        assert (tmp_path / f"{number}.png").stat().st_size > 5_000
