@@ -18,7 +18,7 @@ from ssl_core.monitoring import feed, mix
 from ssl_core.monitoring.columns import Column
 from ssl_core.monitoring.document import MOST_POINTS, EmbeddingMap, EmbeddingTests, Novelty, Performance, Predictions
 from ssl_core.monitoring.mix import Mix
-from ssl_core.monitoring.triage import FEWEST_LABELS, Evidence, Part, Probe, Separation
+from ssl_core.monitoring.triage import FEWEST_LABELS, LEVEL, Evidence, Part, Probe, Separation
 from ssl_core.monitoring.two_sample import FEWEST, classifier_test, subsample
 from ssl_core.validation.report import printable
 
@@ -32,6 +32,10 @@ MOST_PARTS = 8
 """Sources that are tried one by one, the largest first."""
 _REST = 0.1
 """Share of the window that must be left without a source, at least, to say that it is as ever."""
+_BROKEN = 0.65
+"""AUC from which a source differs so much that it may be broken."""
+_LEFT = 0.5
+"""What may be left of a source's effect in the window without it: fewer samples alone hide a small shift that all sources share."""
 _PERMUTATIONS = 199
 
 
@@ -153,11 +157,15 @@ def culprit(reference: Side, window: Side, config: MonitorConfig, seed: int = 0)
         own = (names == name).to_numpy()
         if rows < FEWEST or (~own).sum() < max(FEWEST, _REST * len(window)):
             continue
-        alone = separation(reference.embeddings, window.embeddings[own], config.subsample, seed)
-        if alone is None or not alone.is_seen(config.min_auc):
+        # Small parts may differ by chance; so it has to differ much from both, the reference and the other sources.
+        alone, apart = (
+            separation(side, window.embeddings[own], config.subsample, seed)
+            for side in (reference.embeddings, window.embeddings[~own])
+        )
+        if alone is None or apart is None or not (alone.is_seen(_BROKEN) and apart.is_seen(_BROKEN)):
             continue
         rest = separation(reference.embeddings, window.embeddings[~own], config.subsample, seed)
-        if rest is not None and not rest.is_seen(config.min_auc):
+        if rest is not None and rest.p_value > LEVEL and rest.auc - 0.5 <= _LEFT * (alone.auc - 0.5):
             return Part(f"the source {printable(name, 80)}", int(rows), alone, rest)
     return None
 

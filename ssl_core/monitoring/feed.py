@@ -21,6 +21,8 @@ NEWLY_MISSING = 0.05
 """Share of values that are missing, above the reference's, from which a column is broken."""
 SPIKE = 0.1
 """Share of a window that holds one and the same value, which the reference hardly knows."""
+SURPRISING = 1e-4
+"""And the chance of it, at most, if the window were like the reference: whole numbers come again and again."""
 IMPOSSIBLE = 0.1
 """Share of values that lie outside of the reference's range by more than ``TIMES`` its width: another unit, and no other world."""
 TIMES = 10
@@ -66,7 +68,7 @@ def _faults(reference: pd.Series, window: pd.Series, *, may_be_constant: bool) -
     counts = known.value_counts()
     value, share = counts.index[0], counts.iloc[0] / len(known)
     usual = float((before == value).mean())
-    if may_be_constant:
+    if may_be_constant or not _is_surprising(int(counts.iloc[0]), len(known), usual, before):
         pass
     elif len(counts) == 1 and usual < 0.9:
         yield f"always {printable(value, 40)}, where the reference varies"
@@ -79,6 +81,14 @@ def _faults(reference: pd.Series, window: pd.Series, *, may_be_constant: bool) -
         share = float(((values < low - beyond) | (values > high + beyond)).mean())
         if share >= IMPOSSIBLE:
             yield f"{share:.0%} of the values are far outside of anything seen before ({low:.4g} to {high:.4g})"
+
+
+def _is_surprising(count: int, total: int, usual: float, before: pd.Series) -> bool:
+    """Whether one value stands so often in a window hardly by chance, whichever value it might have been."""
+    from scipy.stats import binom
+
+    chance = binom.sf(count - 1, total, max(usual, 1 / (2 * len(before))))
+    return bool(chance * before.nunique() <= SURPRISING)
 
 
 def source_names(manifest: pd.DataFrame) -> pd.Series:

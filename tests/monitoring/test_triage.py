@@ -189,6 +189,17 @@ def test_what_all_sources_show_is_no_fault_of_one(champion: Champion) -> None:
     assert seen(champion.reference, champion.side(shift(pixels, 0.6), labels, CAMERAS)).culprit is None
 
 
+def test_a_small_shift_that_all_sources_share_is_blamed_on_none() -> None:
+    generator = np.random.default_rng(0)
+    manifest = pd.DataFrame({"source": CAMERAS, "label": None})
+    blamed = 0
+    for seed in range(8):
+        sides = [generator.normal(shift, 1, (count, 16)).astype(np.float32) for count, shift in ((600, 0.0), (240, 0.12))]  # fmt: skip
+        reference, window = Side(sides[0], pd.DataFrame({"source": "a.png", "label": [None] * 600})), Side(sides[1], manifest)  # fmt: skip
+        blamed += evidence.culprit(reference, window, CONFIG, seed) is not None
+    assert blamed == 0
+
+
 def test_a_source_without_any_other_to_compare_with_is_not_blamed(champion: Champion) -> None:
     pixels, labels = champion.draw(240)
     window = champion.side(inverted(pixels, np.arange(240)), labels, "camera-1/x.png")
@@ -255,6 +266,15 @@ def test_windows_of_one_feed_have_no_faults() -> None:
 def test_a_column_that_broke_is_told(change, told: str) -> None:  # type: ignore[no-untyped-def]
     faults = feed.broken_columns(frame(), change(frame(100, 1)))
     assert any(fault.startswith(told) for fault in faults), faults
+
+
+@pytest.mark.parametrize("seed", range(1, 4))
+def test_whole_numbers_that_come_again_are_no_fault(seed: int) -> None:
+    generator = np.random.default_rng(seed)
+    reference = pd.DataFrame({"words": generator.geometric(0.02, 500), "loud": generator.random(500) < 0.9})
+    told = [feed.broken_columns(reference, reference.sample(50, replace=True, random_state=n)) for n in range(100)]
+    few = [feed.broken_columns(reference, reference.sample(20, replace=True, random_state=n)) for n in range(100)]
+    assert [faults for faults in told + few if faults] == []
 
 
 def test_a_constant_column_may_stay_constant_and_few_rows_show_nothing() -> None:
