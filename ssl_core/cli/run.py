@@ -14,7 +14,7 @@ from ssl_core.cli.progress import make_progress
 from ssl_core.config.load import find_project, load_project, parse_overrides
 from ssl_core.config.project import ProjectConfig
 from ssl_core.config.settings import Settings
-from ssl_core.contracts import Ref, RunContext, StepResult, StepSpec
+from ssl_core.contracts import DatasetRef, ModelRef, Ref, RunContext, StepResult, StepSpec
 from ssl_core.errors import CheckFailed
 from ssl_core.pipeline import Step, skip_reason, walk_for
 from ssl_core.store import Store
@@ -68,6 +68,8 @@ def walk(config: ProjectConfig, settings: Settings, notes: Console, out: Console
             notes.print(f"[dim]{label:24}[/dim] skipped: {reason}")
             continue
         notes.print(f"[cyan]{label:24}[/cyan]", end="\n" if not notes.is_terminal else "\r")
+        if step.name == "finetune" and (champion := _champion(config, artifacts, settings, notes)):
+            artifacts["champion"] = champion
         result = _do(step, config, artifacts, context, settings, notes)
         took = "unchanged" if result.cached else f"{result.seconds:.1f} s"
         summary = result.summary.strip().splitlines()
@@ -81,6 +83,20 @@ def walk(config: ProjectConfig, settings: Settings, notes: Console, out: Console
     _conclude(config, results, artifacts, settings, out)
     notes.print(f"[dim]{time.monotonic() - clock:.0f} s in all[/dim]")
     return results
+
+
+def _champion(config: ProjectConfig, artifacts: dict[str, Ref], settings: Settings, notes: Console) -> ModelRef | None:
+    """What fine-tuning goes on from; only now are dataset and encoder known."""
+    from ssl_core.registry.going_on import champion_to_go_on_from
+
+    dataset, encoder = artifacts["dataset"], artifacts["registered_encoder"]
+    assert isinstance(dataset, DatasetRef)
+    assert isinstance(encoder, ModelRef)
+    store = Store(settings.store_url, settings.cache)
+    champion, why = champion_to_go_on_from(settings, store, config, dataset, encoder)
+    if why:
+        notes.print(f"[dim]{'':24} {why}[/dim]", soft_wrap=True)
+    return champion
 
 
 def _do(

@@ -126,6 +126,51 @@ def plot_confusion(path: Path, matrix: Sequence[Sequence[int]], classes: Sequenc
         bar.outline.set_visible(False)  # type: ignore[operator]
 
 
+def plot_forgetting(
+    path: Path,
+    values: np.ndarray,
+    windows: Sequence[str],
+    versions: Sequence[str],
+    learned: Sequence[int],
+    project: str,
+) -> None:
+    """Mean quality ``(V, W)`` of each model version on each test window; a frame where a version was the first to see a window."""
+    rows, columns = values.shape
+    low = min(0.5, float(np.floor(values.min() * 10) / 10))
+    with _figure(path, min(2.6 + 0.75 * columns, 16.0), min(1.9 + 0.5 * rows, 12.0)) as (figure, axes):
+        image = axes.imshow(values, cmap="viridis", vmin=low, vmax=1, aspect="auto")
+        axes.spines[:].set_visible(False)
+        if columns <= _MOST_CELL_NUMBERS:
+            for i, j in np.ndindex(rows, columns):
+                light = (values[i, j] - low) / (1 - low) < 0.6
+                axes.text(
+                    j,
+                    i,
+                    f"{values[i, j]:.3f}",
+                    ha="center",
+                    va="center",
+                    fontsize=8,
+                    color="white" if light else "#222222",
+                )
+        for j, i in enumerate(learned):
+            if i >= 0:
+                axes.add_patch(_frame(j, i))
+        axes.set_xticks(range(columns), [_short(name) for name in windows])
+        axes.set_yticks(range(rows), [_short(name) for name in versions])
+        axes.tick_params(length=0)
+        axes.set_xlabel("test window (frame: where it was learned)")
+        axes.set_ylabel("model version")
+        axes.set_title(f"{project}: what is remembered", loc="left", fontsize=10)
+        bar = figure.colorbar(image, ax=axes, shrink=0.9)
+        bar.outline.set_visible(False)  # type: ignore[operator]
+
+
+def _frame(column: int, row: int) -> Any:
+    from matplotlib.patches import Rectangle
+
+    return Rectangle((column - 0.47, row - 0.47), 0.94, 0.94, fill=False, edgecolor="#D55E00", linewidth=2)
+
+
 def plot_embedding_map(
     path: Path, points: np.ndarray, labels: np.ndarray, classes: Sequence[str], project: str, method: str
 ) -> None:

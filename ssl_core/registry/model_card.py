@@ -5,7 +5,7 @@ After Mitchell et al. 2019, "Model Cards for Model Reporting" (https://arxiv.org
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from pydantic import BaseModel
@@ -100,9 +100,9 @@ def encoder_card(
 
 def model_card(
     project: ProjectConfig, dataset: DatasetRef, encoder: ModelRef, model: ArtifactRef,
-    evaluation: Mapping[str, Any], training: Mapping[str, Any], run_url: str,
+    evaluation: Mapping[str, Any], training: Mapping[str, Any], run_url: str, forgetting: Sequence[str] = (),
 ) -> str:  # fmt: skip
-    """The card of a fine-tuned model, with "did it help?"."""
+    """The card of a fine-tuned model, with "did it help?" and, after the first champion, what was forgotten."""
     task = project.task
     budget = training.get("label_budget", task.labels)
     # What was done, not what was asked for: few samples take more epochs, since there is a least number of steps.
@@ -112,13 +112,20 @@ def model_card(
     count = f" ({training['labels']} labelled {what})" if "labels" in training else ""
     spread = f"labels spread over the unlabeled training {what}" if training.get("spread") else f"labelled {what} only"
     lines = _header(project, project.name) + _data(project, dataset)
-    lines += [
-        "## Recipe",
-        "",
-        f"{task.name}: {task.method} fine-tuning of {encoder.name} version {encoder.version}, {duration}, label budget {budget}{count}, {spread}, seed {task.seed}.",
-        "",
-    ]
+    recipe = f"{encoder.name} version {encoder.version}, {duration}, label budget {budget}{count}, {spread}, {_seeds(training, task.seed)}"
+    lines += ["## Recipe", "", f"{task.name}: {task.method} fine-tuning of {recipe}.", ""]
+    if going_on := training.get("going_on"):
+        lines += [_going_on(project.name, going_on), ""]
     lines += _quality(evaluation, what)
+    if forgetting:
+        lines += [
+            "## Forgetting",
+            "",
+            "Quality on each test window (dataset version; test samples), * where it was learned:",
+            "",
+            *forgetting,
+            "",
+        ]
     lines += [
         "## Use and limits", "",
         f"Answers for {what} like those of the dataset, and always gives an answer: something else gets one too. "
@@ -131,6 +138,26 @@ def model_card(
         "made by": f"`{model.producer}`", "weights": f"`{model.uri}`, SHA-256 `{model.sha256}`",
     })  # fmt: skip
     return "\n".join(lines)
+
+
+def _seeds(training: Mapping[str, Any], seed: int) -> str:
+    trials = training.get("seeds") or []
+    if len(trials) < 2:
+        return f"seed {seed}"
+    known = [trial["val_quality"] for trial in trials if trial.get("val_quality") is not None]
+    spread = f", {min(known):.3f} to {max(known):.3f} on val" if known else ""
+    return f"the median of {len(trials)} seeds (seed {training.get('chosen')}{spread})"
+
+
+def _going_on(project: str, how: Mapping[str, Any]) -> str:
+    """How a model went on from a champion, in one paragraph."""
+    text = (
+        f"It went on from `{project}` version {how['champion']} ({how['champion_dataset']}): {how['new_labels']} new labels, "
+        f"{how['replayed_labels']} of {how['known_labels']} known ones again, rates times {how['rate']:g}, L2-SP {how['anchor']:g}"
+    )
+    if how["ewc"]:
+        text += f", EWC {how['ewc']:g}"
+    return f"{text}; {how['alpha']:.0%} of the way from the champion's weights to the new ones, chosen on val."
 
 
 def _quality(evaluation: Mapping[str, Any], what: str) -> list[str]:

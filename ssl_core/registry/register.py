@@ -14,10 +14,12 @@ from typing import TYPE_CHECKING, Any
 
 from ssl_core.config.settings import Settings
 from ssl_core.contracts import GOLDEN_FILE, ArtifactRef, DatasetRef, ModelRef, StepResult
-from ssl_core.errors import CheckFailed, UserError
+from ssl_core.errors import CheckFailed, StepError, UserError
+from ssl_core.evaluation.predictions import read_predictions
 from ssl_core.pipeline import source_digest
-from ssl_core.registry import versions
+from ssl_core.registry import answers, forgetting, versions
 from ssl_core.registry.client import connect, mlflow_errors, version_link
+from ssl_core.registry.going_on import CONTINUED_FROM
 from ssl_core.registry.model_card import encoder_card, model_card
 from ssl_core.serving.package import Kind, carry_code, package_of, requirements, signature, source_file
 from ssl_core.step import StepContext, StepOutput
@@ -64,7 +66,10 @@ def register_model(ctx: StepContext) -> StepOutput:
     if (quality := (report.get("model") or {}).get("quality")) is not None:
         tags["ssl.accuracy"] = f"{quality:.4f}"
     training = _document(ctx, model, "training.json")
-    card = model_card(ctx.project, dataset, encoder, model, report, training, ctx.tracker.url)
+    if going_on := training.get("going_on"):
+        tags[CONTINUED_FROM] = str(going_on["champion"])
+    remembered = _forgetting(ctx)
+    card = model_card(ctx.project, dataset, encoder, model, report, training, ctx.tracker.url, remembered)
     ref = _register(ctx, "classifier", folder, model, ctx.project.name, tags, card)
     with mlflow_errors(ctx.settings):
         client = connect(ctx.settings)
@@ -72,6 +77,33 @@ def register_model(ctx: StepContext) -> StepOutput:
         if champion is None or str(champion.version) != ref.version:
             versions.set_alias(client, ref.name, versions.CHALLENGER, ref.version)
     return _output(ctx, "registered_model", ref)
+
+
+def _forgetting(ctx: StepContext) -> list[str]:
+    """The forgetting matrix for the card, and as a picture and JSON in MLflow; empty before the first champion.
+
+    A registration does not fail for it: what cannot be measured now, the gate says again.
+    """
+    try:
+        matrix = forgetting.measure(ctx, read_predictions(ctx.fetch("evaluation") / answers.PREDICTIONS_FILE))
+    except StepError as error:
+        ctx.progress.note(f"no forgetting matrix: {str(error).splitlines()[0]}")
+        return []
+    if matrix is None:
+        return []
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(scratch) / "forgetting"
+        folder.mkdir()
+        (folder / "forgetting.json").write_text(json.dumps(matrix.as_dict(), indent=1) + "\n", encoding="utf-8")
+        forgetting.draw(matrix, folder / "forgetting.png", ctx.project.name)
+        ctx.tracker.artifact(folder)
+    values = {
+        "window_mean": matrix.average,
+        "backward_transfer": matrix.backward_transfer,
+        "worst_window_change": matrix.worst_change,
+    }
+    ctx.tracker.metrics({name: value for name, value in values.items() if value is not None})
+    return forgetting.markdown(matrix)
 
 
 def still_registered(result: StepResult, settings: Settings) -> bool:

@@ -16,6 +16,7 @@ from ssl_core.data.repository import DataRepository
 from ssl_core.errors import UserError
 from ssl_core.registry import versions
 from ssl_core.registry.client import connect, mlflow_errors
+from ssl_core.registry.going_on import champion_to_go_on_from
 from ssl_core.step import Output, StepContext, StepOutput
 from ssl_core.store import Store
 
@@ -26,8 +27,9 @@ if TYPE_CHECKING:
 def run(ctx: StepContext) -> StepOutput:
     """Writes ``config.json`` with every ``auto`` that depends on the machine resolved.
 
-    Adds ``dataset`` in a DAG run that reads one, and ``registered_encoder`` where one is chosen or ``pretrain.when``
-    lets one be reused; pretraining is then left out. Raises ``UserError`` where what was asked for is not there.
+    Adds ``dataset`` in a DAG run that reads one (a roll-back does not: it works while the data are away), and
+    ``registered_encoder`` where one is chosen or ``pretrain.when`` lets one be reused; pretraining is then left out;
+    ``champion`` where the fine-tuning is to go on from it (``registry.going_on``). Raises ``UserError`` where what was asked for is not there.
     """
     project = freeze(ctx.project)
     (ctx.out / "config.json").write_text(
@@ -35,7 +37,7 @@ def run(ctx: StepContext) -> StepOutput:
     )
     outputs: dict[str, Output | Ref] = {"config": Output("config", "config.json")}
     summary = [f"configuration frozen, {project.pretrain.threads} threads"]
-    if ctx.request is not None and ctx.request.template != "ingest":
+    if ctx.request is not None and ctx.request.template not in ("ingest", "rollback"):
         dataset = find_dataset(ctx.settings, project.name, ctx.request)
         outputs["dataset"] = dataset
         summary.append(f"{dataset.tag or dataset.revision}: {dataset.rows:,} samples, {dataset.labelled:,} labelled")
@@ -45,12 +47,18 @@ def run(ctx: StepContext) -> StepOutput:
         summary.append(f"{encoder.name} version {encoder.version} is used")
         if ctx.request is None or ctx.request.template == "pretrain":
             summary[-1] = f"{encoder.name} version {encoder.version} is reused (pretrain.when: {project.pretrain.when})"
+        elif ctx.request.template == "finetune":
+            champion, why = champion_to_go_on_from(
+                ctx.settings, ctx.store, project, dataset, encoder, ctx.request.drift
+            )
+            outputs |= {"champion": champion} if champion else {}
+            summary += [why] if why else []
     return StepOutput(outputs=outputs, summary="; ".join(summary))
 
 
 def _encoder(ctx: StepContext, project: ProjectConfig) -> ModelRef | None:
     request = ctx.request
-    if request is not None and request.template == "ingest":
+    if request is not None and request.template not in ("pretrain", "finetune"):
         return None
     with mlflow_errors(ctx.settings):
         client = connect(ctx.settings)
