@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import re
 import time
 from collections.abc import Collection, Mapping
 from pathlib import Path
@@ -19,6 +18,7 @@ import numpy as np
 from ssl_core.config.promotion import PromotionConfig
 from ssl_core.contracts import GOLDEN_FILE, DatasetRef, ModelRef, Verdict
 from ssl_core.data.table import SampleTable
+from ssl_core.data.windows import version_number
 from ssl_core.evaluation.metrics import CALIBRATION_BINS, expected_calibration_error
 from ssl_core.evaluation.predictions import Predictions
 from ssl_core.registry import versions
@@ -35,12 +35,6 @@ _WARM_UP = 5
 # ---- where it comes from
 
 
-def window_number(dataset: str) -> int | None:
-    """N of ``<name>@vN``; None for anything else."""
-    found = re.fullmatch(r".+@v(\d+)", dataset)
-    return int(found[1]) if found else None
-
-
 def copy_of_champion(challenger: str, champion: str, version: str) -> list[Finding]:
     """The digests of both models' weights: promoting a copy would only rename the champion."""
     if challenger != champion:
@@ -50,7 +44,7 @@ def copy_of_champion(challenger: str, champion: str, version: str) -> list[Findi
 
 def stale(challenger_dataset: str, champion_dataset: str, version: str) -> list[Finding]:
     """A challenger from an older dataset version than the champion's knows less than it, however the test set falls."""
-    mine, theirs = window_number(challenger_dataset), window_number(champion_dataset)
+    mine, theirs = version_number(challenger_dataset), version_number(champion_dataset)
     if mine is None or theirs is None or mine >= theirs:
         return []
     text = f"stale: trained on {challenger_dataset}, the champion (version {version}) on {champion_dataset}"

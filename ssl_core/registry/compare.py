@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from math import sqrt
 
 import numpy as np
 
@@ -128,9 +129,9 @@ def _score_bound(n: int, b: int, c: int, z: float) -> float:
     def score(delta: float) -> float:
         # p: the most likely share of "only second" where the true difference is delta.
         half = -b - c + (2 * n - b + c) * delta
-        p = (np.sqrt(half * half + 8 * n * c * delta * (1 - delta)) - half) / (4 * n)
+        p = (sqrt(max(0.0, half * half + 8 * n * c * delta * (1 - delta))) - half) / (4 * n)
         variance = n * (2 * p + delta * (1 - delta))
-        return float((b - c - n * delta) / np.sqrt(variance)) if variance > 0 else 0.0
+        return (b - c - n * delta) / sqrt(variance) if variance > 0 else 0.0
 
     low, high = -1.0, (b - c) / n
     for _ in range(60):
@@ -147,9 +148,10 @@ def _normal_bound(gaps: np.ndarray, z: float) -> float:
 
 
 def _mcnemar(b: int, c: int) -> float:
-    from scipy.stats import binomtest
+    """Both tails of a fair coin, which are alike."""
+    from scipy.special import bdtr
 
-    return float(binomtest(b, b + c).pvalue) if b + c else 1.0
+    return min(1.0, 2 * float(bdtr(min(b, c), b + c, 0.5))) if b + c else 1.0
 
 
 def _resampled_counts(n: int, b: int, c: int, resamples: int, random: np.random.Generator) -> np.ndarray:

@@ -13,9 +13,10 @@ from typing import TYPE_CHECKING
 
 from ssl_core.contracts import GOLDEN_FILE, DatasetRef, GateReport, LedgerEntry, ModelRef, Verdict
 from ssl_core.data.table import SampleTable
-from ssl_core.errors import UserError
+from ssl_core.data.windows import version_number
+from ssl_core.errors import CheckFailed, UserError
 from ssl_core.evaluation.predictions import Predictions, read_predictions
-from ssl_core.registry import answers, checks, reuse, versions
+from ssl_core.registry import answers, checks, creep, reuse, versions
 from ssl_core.registry.client import connect, mlflow_errors
 from ssl_core.registry.compare import compare
 from ssl_core.registry.gate_report import summary
@@ -151,9 +152,12 @@ def _own_checks(
     found += checks.validation(checks.validation_of(ctx.store, dataset), dataset)
     found += checks.size(metrics["megabytes"], promotion)
     if promotion.max_latency_ms is not None:
-        with mlflow_errors(ctx.settings):
-            metrics["latency_ms"] = checks.latency_ms(challenger, folder / GOLDEN_FILE, promotion.max_latency_ms)
-        found += checks.latency(metrics["latency_ms"], promotion)
+        try:
+            with mlflow_errors(ctx.settings):
+                metrics["latency_ms"] = checks.latency_ms(challenger, folder / GOLDEN_FILE, promotion.max_latency_ms)
+            found += checks.latency(metrics["latency_ms"], promotion)
+        except CheckFailed as error:
+            found.append(Finding("latency", Verdict.REJECT, f"its speed cannot be measured: {error.cause}"))
     return found + checks.seeds(record), metrics
 
 
@@ -186,15 +190,17 @@ def _against(
         ]
     slices = cut(
         mine, theirs, table, promotion,
-        champion_window=checks.window_number(champion.tags.get("ssl.dataset", "")), **_bootstrap(ctx),
+        champion_window=version_number(champion.tags.get("ssl.dataset", "")), **_bootstrap(ctx),
     )  # fmt: skip
     sure, metrics = checks.calibration(mine, theirs, promotion, seed=ctx.project.evaluate.seed)
     held = versions.to_ref(champion)
     if ctx.store.exists(held.uri):
         record = checks.training_record(ctx.store.fetch(held))
         doubts += checks.champion_leakage(record, mine.sample_ids, number)
-    decision = judge(compare(mine, theirs, **_bootstrap(ctx)), promotion, slices, [*doubts, *sure, *more])
-    decision.metrics |= metrics
+    forgotten, remembered, matrix = creep.look(ctx, table, mine, number)
+    decision = judge(compare(mine, theirs, **_bootstrap(ctx)), promotion, slices, [*doubts, *forgotten, *sure, *more])
+    decision.metrics |= metrics | remembered
+    decision.details |= matrix
     return decision
 
 

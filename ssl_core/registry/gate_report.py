@@ -50,6 +50,8 @@ def _models(decision: Decision) -> list[str]:
     ]  # fmt: skip
     if "ece" in metrics:
         lines.append(f"| calibration error (ECE) | {metrics['ece']:.3f} | {metrics['champion_ece']:.3f} |")
+    if "backward_transfer" in metrics:
+        lines.append(f"| change on older windows since they were learned | {metrics['backward_transfer']:+.3f} | |")
     if vault := decision.details.get("vault"):
         lines.append(
             f"| {vault['headline']} on {vault['n']} vault samples | {vault['first']:.4f} | {vault['second']:.4f} |"

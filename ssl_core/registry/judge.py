@@ -36,6 +36,7 @@ from ssl_core.registry.slices import Slice
 
 FEWEST_SAMPLES = 30
 TOLERATED = 0.02
+_NAME = 80
 _SEVERITY = (Verdict.REJECT, Verdict.NEEDS_HUMAN, Verdict.PROMOTE)
 
 
@@ -167,7 +168,8 @@ def slice_findings(slices: Sequence[Slice], promotion: PromotionConfig) -> list[
     """
     findings: list[Finding] = []
     for one in slices:
-        c, protected = one.comparison, f"the protected slice {one.name}" if one.listed else one.name
+        name = shortened_name(one.name)
+        c, protected = one.comparison, f"the protected slice {name}" if one.listed else name
         if c is None:
             if one.listed:
                 few = f"has {one.n} labelled test samples, and fewer than {promotion.min_slice} (promotion.min_slice) say nothing"
@@ -180,9 +182,15 @@ def slice_findings(slices: Sequence[Slice], promotion: PromotionConfig) -> list[
             )
             findings.append(Finding(one.name, Verdict.NEEDS_HUMAN, f"{lost}: {difference(c)}"))
         elif not one.protected and c.difference < 0 and one.adjusted < LEVEL:
-            text = f"worse on {one.name}, also after Holm's correction (p = {one.adjusted:.3g}): {difference(c)}"
+            text = f"worse on {name}, also after Holm's correction (p = {one.adjusted:.3g}): {difference(c)}"
             findings.append(Finding(one.name, Verdict.NEEDS_HUMAN, text))
     return findings
+
+
+def shortened_name(name: str) -> str:
+    """Sources may be called anything; a reason stays one line."""
+    plain = " ".join(name.split())
+    return plain if len(plain) <= _NAME else f"{plain[: _NAME - 3]}..."
 
 
 def with_vault(decision: Decision, c: Comparison, uses: int) -> Decision:

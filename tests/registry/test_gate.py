@@ -12,6 +12,7 @@ import pytest
 
 from ssl_core.config.project import ProjectConfig
 from ssl_core.contracts import GateReport, Ref, Verdict
+from ssl_core.errors import CheckFailed
 from ssl_core.evaluation.predictions import Predictions, make_predictions, test_set_digest, write_predictions
 from ssl_core.registry import checks
 from tests.registry.conftest import CLASSES, World, predictions_with, train_ids
@@ -165,6 +166,18 @@ def test_budgets_of_size_and_time(champion: World, project: Any, monkeypatch: py
     assert report.verdict is REJECT
     assert report.reasons[0].startswith("too slow: 95 of 100 single answers within 12.5 ms")
     assert report.metrics["latency_ms"] == 12.5
+
+
+def test_a_model_that_cannot_be_timed_is_no_champion(
+    champion: World, project: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*arguments: object) -> float:
+        raise CheckFailed("the model cannot be loaded and called: no head")
+
+    monkeypatch.setattr(checks, "latency_ms", broken)
+    report, _ = champion.gate(champion.register("b", right=190, dataset=2), project=project(max_latency_ms=5))
+    assert report.verdict is REJECT
+    assert "no head" in report.reasons[0]
 
 
 def test_latency_is_measured_on_the_served_model(real_world: World, project: Any) -> None:

@@ -147,6 +147,12 @@ def test_a_slice_that_is_too_small_is_called_insufficient() -> None:
     assert "did you mean" in found[0].text
 
 
+def test_the_longest_name_makes_one_short_reason() -> None:
+    found = slice_findings([one("source=" + "a\n" * 5000, WORSE, listed=True)], promotion())
+    assert len(found[0].text) < 400
+    assert "\n" not in found[0].text
+
+
 def test_the_vault_turns_a_promotion_around_only_where_it_is_sure() -> None:
     decision = judge(comparison(0.05, 0.02, 0.08), promotion())
     turned = with_vault(decision, WORSE, uses=3)
