@@ -12,22 +12,37 @@ _WHAT = {
     "content makes no new version, and a version that does not pass leaves the last one in use.",
     "pretrain": "Trains an encoder on the unlabeled {noun} of a dataset version and registers it in MLflow.",
     "finetune": "Puts a head on an encoder, trains it on the labels there are, measures on test data whether pretraining "
-    "helped, and lets the gate decide whether the new model becomes the champion.",
+    "helped, and lets the gate decide whether the new model becomes the champion; a person is asked where the gate leaves it open.",
+    "monitor": "Compares what arrived since the champion's data with what the champion knows, says what it is (a data bug, other "
+    "shares of the classes, moved data, new territory), and wakes a retraining only where one helps.",
+    "rollback": "Makes an earlier champion the champion again. Nothing moves before that version was loaded and answered as it "
+    "did when it was trained. The same on the command line: `ssl-core rollback {name}`.",
+    "fire-drill": "Plants bad challengers and drifted windows under throw-away names and fails where a guard misses one.",
 }
 _AFTERWARDS = {
     "ingest": "a new version emits the asset `{name}/dataset`",
     "pretrain": "a registered encoder emits the asset `{name}/encoder`, which wakes `{name}.finetune`",
     "finetune": "a new champion emits the asset `{name}/model`",
+    "monitor": "drift that a retraining helps against emits the asset `{name}/drift`, which wakes `{name}.finetune`; what a "
+    "person has to mend is told to people",
+    "rollback": "the aliases of model and encoder have moved, and the ledger has the entry",
+    "fire-drill": "nothing is left of what it planted",
 }
+APPROVE_DOC = (
+    "Waits for a person where the gate said NEEDS_HUMAN, and is skipped where it did not. Answer under *Required Actions*, or with "
+    "`ssl-core promote`. Without an answer within `promotion.approval_hours` the challenger is turned down, which the ledger tells "
+    "from a person's Decline.\n"
+)
 
 
 def dag_doc(project: ProjectConfig, template: str, project_file: Path) -> str:
     """The DAG's doc page."""
-    steps = "\n".join(
-        f"| `{step.name}` | {step.about} |" for step in steps_for(project.modality) if step.template == template
-    )
+    rows = [(step.name, step.about) for step in steps_for(project.modality) if step.template == template]
+    if template == "finetune":
+        rows.insert(-1, ("approve", "Asks a person where the gate leaves it open; else it is skipped."))
+    steps = "\n".join(f"| `{name}` | {about} |" for name, about in rows)
     return (
-        f"# {project.name}: {template}\n\n{project.description}\n\n{_WHAT[template].format(noun=project.noun)}\n\n"
+        f"# {project.name}: {template}\n\n{project.description}\n\n{_WHAT[template].format(noun=project.noun, name=project.name)}\n\n"
         f"**Starts**: {starts(project, template)}.  \n"
         f"**Afterwards**: {_AFTERWARDS[template].format(name=project.name)}.  \n"
         f"**Project file**: `{project_file}`  \n"
@@ -40,18 +55,24 @@ def dag_doc(project: ProjectConfig, template: str, project_file: Path) -> str:
     )
 
 
+def cron_of(project: ProjectConfig, template: str) -> str | None:
+    """The cron of a template; None where it has none."""
+    cron: str | None = getattr(project.schedule, template.replace("-", "_"), None)
+    return cron
+
+
 def starts(project: ProjectConfig, template: str) -> str:
     """In words, what starts a template."""
     zone = project.schedule.timezone
-    cron = getattr(project.schedule, template)
+    cron = cron_of(project, template)
     by_cron = f"by its cron `{cron}` ({zone})" if cron else ""
     woken = {
-        "ingest": "",
         "pretrain": f"when `{project.name}/dataset` has a new version"
         if project.pretrain.when in ("first", "always")
         else "",
-        "finetune": f"when `{project.name}/encoder` has a new version",
-    }[template]
+        "finetune": f"when `{project.name}/encoder` has a new version or `{project.name}/drift` tells of drift",
+        "monitor": f"when `{project.name}/dataset` has a new version",
+    }.get(template, "")
     return " or ".join(filter(None, (woken, by_cron, "by hand")))
 
 

@@ -18,7 +18,10 @@ VERSION_PATTERN = r"^[1-9][0-9]*$"
 _SECTIONS = {
     "ingest": ("data", "validation"),
     "pretrain": ("pretrain", "objective", "tokenizer", "encoder"),
-    "finetune": ("task", "evaluate", "promotion"),
+    "finetune": ("task", "evaluate", "continual", "promotion"),
+    "monitor": ("monitor",),
+    "rollback": (),
+    "fire-drill": ("promotion", "monitor"),
 }
 _LIMITS = ("minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum", "minLength", "maxLength", "pattern", "enum")
 _PLAIN = ("integer", "number", "boolean", "string")
@@ -30,7 +33,18 @@ def form(project: ProjectConfig, template: str) -> dict[str, Param]:
     A field is called as its key in the project file, and starts with the value that stands there.
     """
     fields: dict[str, Param] = {}
-    if template != "ingest":
+    if template == "rollback":
+        fields["to"] = Param(
+            None,
+            type=["string", "null"],
+            pattern=VERSION_PATTERN,
+            title="Back to version",
+            description_md=f"A version of `{project.name}` that was the champion before. Empty: the one before this one",
+        )
+        fields["reason"] = Param(
+            None, type=["string", "null"], maxLength=500, title="Why", description_md="Goes into the ledger"
+        )
+    elif template != "ingest":
         fields["dataset"] = Param(
             "latest",
             type="string",
@@ -116,7 +130,8 @@ def _simple(schema: dict[str, Any]) -> dict[str, Any] | None:
         return text | {"type": "string", "enum": [str(word) for word in words], "x-mixed": True}
     if len(set(types) - {"null"}) > 1:  # a number or a word, such as `auto`
         choices = "|".join(str(word) for word in words)
-        return text | {"type": "string", "pattern": f"^({choices}|[0-9]+)$", "x-mixed": True}
+        number = r"[0-9]+(\.[0-9]+)?" if "number" in types else "[0-9]+"
+        return text | {"type": "string", "pattern": f"^({choices}|{number})$", "x-mixed": True}
     kind = next(t for t in types if t != "null")
     return text | limits | {"type": [kind, "null"] if "null" in types else kind}
 
@@ -133,13 +148,15 @@ def _field(key: str, value: Any, schema: dict[str, Any], section: str | None) ->
 
 def _value(key: str, value: Any, project: ProjectConfig) -> Any:
     """A field that takes a number or a word holds text; the schema wants the number."""
-    if isinstance(value, str) and re.fullmatch("[0-9]{1,18}", value):  # a longer one is refused as it stands
+    if isinstance(value, str) and re.fullmatch(
+        r"[0-9]{1,18}(\.[0-9]{1,18})?", value
+    ):  # a longer one is refused as it stands
         section: Any = project
         for name in key.split(".")[:-1]:
             section = getattr(section, name)
         schema = _simple(type(section).model_json_schema()["properties"][key.rpartition(".")[2]])
         if schema is not None and "x-mixed" in schema:
-            return int(value)
+            return float(value) if "." in value else int(value)
     return value
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,7 @@ from ssl_core.config.runner import RunnerConfig, containers, runner_kind
 from ssl_core.config.settings import Settings
 from ssl_core.contracts import (
     RESULT_BYTES_LIMIT,
+    Approval,
     ArtifactRef,
     ModelRef,
     Ref,
@@ -33,24 +34,26 @@ from ssl_core.contracts import (
     StepResult,
     StepSpec,
     StepStatus,
-    Verdict,
 )
 from ssl_core.errors import StepError, UserError
 from ssl_core.pipeline import Step, get_step, skip_reason
 from ssl_dags.credentials import with_connections
 from ssl_dags.forms import overrides
 from ssl_dags.links import MLFLOW_RUN, MlflowRunLink, ReportLink
-from ssl_dags.notify import gate_said, run_url
+from ssl_dags.notify import finding, gate_said, run_url
 from ssl_dags.runners.base import CannotStart, Finished, Job, Runner, Unavailable
 from ssl_dags.runners.local import LocalRunner
 
+APPROVE = "approve"  # the task that asks a person; it makes no artifact
 _LAST_WORDS = 40
 _ERROR_STARTS = ("error: ", "check failed: ", "try again: ")
 _FAILED_CHECK = 3
+_FINDS = ("monitor",)  # steps that may ask to tell somebody though they went well; silence ends it
 _NO_RETRY = (2, _FAILED_CHECK)
 _NOT_MASKED = ("GIT_CONFIG_COUNT", "GIT_CONFIG_KEY_0")  # no secrets, and words that logs are full of
-# XCom of `resolve` beside its result: where the steps of this run run, and which files of this machine they read.
-_PLACE = "place"
+# XCom of `resolve` beside its result: where the steps of this run run, which files of this machine they read, and how long a
+# person is waited for.
+PLACE = "place"
 # A task that is in none of these will not run again by itself.
 _LIVE = ("scheduled", "queued", "running", "restarting", "up_for_retry", "up_for_reschedule", "deferred", "None", "")
 
@@ -115,7 +118,7 @@ class StepOperator(BaseOperator):
         artifacts: dict[str, Ref] = {}
         order = [t for t in context["dag"].topological_sort() if t.task_id in self.get_flat_relative_ids(upstream=True)]
         for task in order:
-            value = context["ti"].xcom_pull(task_ids=task.task_id)
+            value = context["ti"].xcom_pull(task_ids=task.task_id) if task.task_id != APPROVE else None
             if value is not None:  # a skipped task made nothing
                 artifacts |= StepResult.model_validate(value).outputs
         return artifacts
@@ -133,9 +136,12 @@ class StepOperator(BaseOperator):
         )
         if self.step == "resolve":
             project, request = self._asked(context)
-            ti.xcom_push(
-                _PLACE, {"runner": project.runner.model_dump(exclude_defaults=True), "reads": _local_data(project)}
-            )
+            place = {
+                "runner": project.runner.model_dump(exclude_defaults=True),
+                "reads": _local_data(project),
+                "approval_hours": project.promotion.approval_hours,
+            }
+            ti.xcom_push(PLACE, place)
             self._place = project.runner
             return StepSpec(step=self.step, project=project.model_dump(mode="json"), run=run, request=request)
         config = artifacts["config"]
@@ -147,7 +153,18 @@ class StepOperator(BaseOperator):
             config=config,
             inputs={n: artifacts[n] for n in (*self.takes, *get_step(self.step).optional) if n in artifacts},
             run=run,
+            **self._from_people(context),
         )
+
+    def _from_people(self, context: Mapping[str, Any]) -> dict[str, Any]:
+        """What people said in this run, beside the trigger form: the answer to the gate's report; where to go back to, and why."""
+        if self.step == "promote":
+            answer = context["ti"].xcom_pull(task_ids=APPROVE)
+            return {"approval": Approval.model_validate(answer) if answer is not None else None}
+        if self.step == "rollback":
+            conf = context["dag_run"].conf or {}
+            return {"rollback_to": str(conf.get("to") or ""), "reason": str(conf.get("reason") or "")}
+        return {}
 
     def _asked(self, context: Mapping[str, Any]) -> tuple[ProjectConfig, RunRequest]:
         """The project with what the trigger form changed, and which dataset and encoder the run asks for."""
@@ -165,6 +182,7 @@ class StepOperator(BaseOperator):
             dataset=str(conf.get("dataset") or "latest"),
             encoder_version=str(conf.get("encoder_version") or ""),
             woken_by=_newest_encoder(context) if template == "finetune" else "",
+            drift=_newest_drift(context) if template == "finetune" else "",
         )
         return project, request
 
@@ -184,7 +202,7 @@ class StepOperator(BaseOperator):
             "ssl.try": str(ti.try_number),
             "ssl.spec": _digest(spec),
         }
-        place = ti.xcom_pull(task_ids="resolve", key=_PLACE) or {} if self.step != "resolve" else {}
+        place = ti.xcom_pull(task_ids="resolve", key=PLACE) or {} if self.step != "resolve" else {}
         step = get_step(self.step)
         job = Job(
             self.step,
@@ -255,8 +273,10 @@ class StepOperator(BaseOperator):
     def _announce(self, result: StepResult, context: Mapping[str, Any]) -> dict[str, Any]:
         value = result.model_dump(mode="json")
         ti = context["ti"]
-        if result.verdict not in (None, Verdict.PROMOTE) and result.news:
-            gate_said(ti.dag_id, ti.run_id, ti.task_id, result.summary)
+        if result.verdict is not None and result.news:
+            gate_said(ti.dag_id, ti.run_id, ti.task_id, result)
+        if result.alert or self.step in _FINDS:
+            finding(ti.dag_id, ti.run_id, ti.task_id, result.alert)
         if not self.announces:
             return value
         if not result.news:
@@ -308,13 +328,30 @@ def _local_data(project: ProjectConfig) -> list[str]:
 def _newest_encoder(context: Mapping[str, Any]) -> str:
     """The newest encoder version among the events that woke the run: events coalesce, so there may be several."""
     versions = []
-    for events in (context.get("triggering_asset_events") or {}).values():
-        for event in events:
-            try:
-                versions.append(int(ModelRef.model_validate(event.extra).version))
-            except (ValidationError, ValueError):  # another asset's event, or one made by hand
-                continue
+    for event in _events(context):
+        try:
+            versions.append(int(ModelRef.model_validate(event.extra).version))
+        except (ValidationError, ValueError):  # another asset's event, or one made by hand
+            continue
     return str(max(versions)) if versions else ""
+
+
+def _newest_drift(context: Mapping[str, Any]) -> str:
+    """The SHA-256 of the newest drift report among the events that woke the run; empty where none did."""
+    found: list[tuple[str, str]] = []
+    for event in _events(context):
+        try:
+            report = ArtifactRef.model_validate(event.extra)
+        except ValidationError:
+            continue
+        if report.kind.startswith("drift"):
+            found.append((str(getattr(event, "timestamp", "")), report.sha256))
+    return sorted(found, key=lambda one: one[0])[-1][1] if found else ""
+
+
+def _events(context: Mapping[str, Any]) -> Iterator[Any]:
+    for events in (context.get("triggering_asset_events") or {}).values():
+        yield from events
 
 
 def _reason(words: deque[str]) -> str:

@@ -1,4 +1,4 @@
-"""The DAG templates: ingest, pretrain, finetune, rendered for one project from the step table."""
+"""The DAG templates, rendered for one project from the step table: ingest, pretrain, finetune, monitor, rollback, fire-drill."""
 
 from __future__ import annotations
 
@@ -14,14 +14,20 @@ from ssl_core.config.project import ProjectConfig
 from ssl_core.errors import UserError
 from ssl_core.pipeline import Step, get_step, producer, steps_for
 from ssl_dags import notify
-from ssl_dags.docs import dag_doc, step_doc
+from ssl_dags.approval import GateApprovalOperator
+from ssl_dags.docs import APPROVE_DOC, cron_of, dag_doc, step_doc
 from ssl_dags.forms import form
-from ssl_dags.operator import StepOperator
+from ssl_dags.operator import APPROVE, StepOperator
 
-TEMPLATES = ("ingest", "pretrain", "finetune")
+TEMPLATES = ("ingest", "pretrain", "finetune", "monitor", "rollback", "fire-drill")
 # The last task of a template makes the artifact that wakes the next one.
-_ANNOUNCES = {"publish": "dataset", "register-encoder": "registered_encoder", "promote": "registered_model"}
-_ASSETS = {"dataset": "dataset", "registered_encoder": "encoder", "registered_model": "model"}
+_ANNOUNCES = {
+    "publish": "dataset",
+    "register-encoder": "registered_encoder",
+    "promote": "registered_model",
+    "monitor": "drift",
+}
+_ASSETS = {"dataset": "dataset", "registered_encoder": "encoder", "registered_model": "model", "drift": "drift"}
 _START = datetime(2025, 1, 1, tzinfo=UTC)  # schedules count from their last tick on, never from here: no catch-up
 _LONGEST_RETRY_WAIT = timedelta(minutes=30)
 
@@ -61,7 +67,7 @@ def build(project: ProjectConfig, template: str, project_file: Path) -> DAG:
         max_active_runs=1,
         tags=["ssl", template, project.name, *project.tags],
         params=form(project, template),
-        dagrun_timeout=timedelta(hours=project.limits.run_hours),
+        dagrun_timeout=timedelta(hours=run_hours(project, template)),
         on_failure_callback=notify.run_failed,
         default_args={
             "owner": project.owner or "ssl",
@@ -71,12 +77,23 @@ def build(project: ProjectConfig, template: str, project_file: Path) -> DAG:
             "max_retry_delay": max(_LONGEST_RETRY_WAIT, timedelta(seconds=project.limits.retry_seconds)),
             "execution_timeout": timedelta(hours=project.limits.step_hours),
             "on_failure_callback": notify.step_failed,
+            "on_success_callback": notify.step_fine,
+            "on_skipped_callback": notify.step_fine,
         },
     ) as dag:
         tasks = {step.name: _task(step, project, project_file) for step in steps_of(template, project.modality)}
         for before, after in edges(template, project.modality):
-            tasks[before] >> tasks[after]
+            if (before, after) == ("gate", "promote"):  # a person stands between
+                approve = GateApprovalOperator.of(project, task_id=APPROVE, doc_md=APPROVE_DOC)
+                tasks[before] >> approve >> tasks[after]
+            else:
+                tasks[before] >> tasks[after]
     return dag
+
+
+def run_hours(project: ProjectConfig, template: str) -> float:
+    """How long a run may take: the hours in which it waits for a person do not count against it."""
+    return project.limits.run_hours + (project.promotion.approval_hours if template == "finetune" else 0)
 
 
 def steps_of(template: str, modality: str) -> list[Step]:
@@ -100,28 +117,23 @@ def edges(template: str, modality: str) -> list[tuple[str, str]]:
 
 
 def asset(project: str, artifact: str) -> Asset:
-    """``<project>/dataset``, ``/encoder`` or ``/model``."""
+    """``<project>/dataset``, ``/encoder``, ``/model`` or ``/drift``."""
     name = f"{project}/{_ASSETS[artifact]}"
     return Asset(name=name, uri=f"ssl://{name}", group="ssl")
 
 
 def schedule(project: ProjectConfig, template: str) -> Any:
-    """What starts a template: its cron, the asset that wakes it, either, or only a person."""
-    crons = {
-        "ingest": project.schedule.ingest,
-        "pretrain": project.schedule.pretrain,
-        "finetune": project.schedule.finetune,
-    }
-    cron = crons[template]
-    wakes = None
-    if template == "pretrain" and project.pretrain.when in ("first", "always"):
+    """What starts a template: its cron, an asset that wakes it, either, or only a person."""
+    cron = cron_of(project, template)
+    wakes: Any = None
+    if template == "monitor" or (template == "pretrain" and project.pretrain.when in ("first", "always")):
         wakes = asset(project.name, "dataset")
     elif template == "finetune":
-        wakes = asset(project.name, "registered_encoder")
+        wakes = asset(project.name, "registered_encoder") | asset(project.name, "drift")
     if cron is None:
-        return None if wakes is None else [wakes]
+        return wakes
     timetable = CronTriggerTimetable(cron, timezone=project.schedule.timezone)
-    return timetable if wakes is None else AssetOrTimeSchedule(timetable=timetable, assets=[wakes])
+    return timetable if wakes is None else AssetOrTimeSchedule(timetable=timetable, assets=wakes)
 
 
 def _task(step: Step, project: ProjectConfig, project_file: Path) -> StepOperator:
@@ -135,6 +147,8 @@ def _task(step: Step, project: ProjectConfig, project_file: Path) -> StepOperato
         announces=announces,
         outlets=[asset(project.name, announces)] if announces else [],
         pool=step.pool or "default_pool",
+        # Whether or not a person had to be asked; without labels it skips itself.
+        trigger_rule="none_failed" if step.name == "promote" else "all_success",
         doc_md=step_doc(step),
     )
 

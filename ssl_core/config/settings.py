@@ -38,7 +38,7 @@ _PUBLIC = (
     "AWS_MAX_ATTEMPTS",
     "AWS_RETRY_MODE",
 )
-_NOT_FOR_JOBS = ("SSL_STEP_SPEC", "SSL_RESULT_PATH", "SSL_PARENT_PID", "SSL_WEBHOOK_URL")
+_NOT_FOR_JOBS = ("SSL_STEP_SPEC", "SSL_RESULT_PATH", "SSL_PARENT_PID", "SSL_WEBHOOK_URL", "SSL_SMTP_URL")
 _SECRET = (
     "MLFLOW_TRACKING_USERNAME",
     "MLFLOW_TRACKING_PASSWORD",
@@ -133,6 +133,10 @@ class Settings(BaseSettings):
     )
     webhook_url: SecretStr = Field(
         default=SecretStr(""), description="Gets a JSON message where a step, a run or a gate fails; may hold a token"
+    )
+    smtp_url: SecretStr = Field(
+        default=SecretStr(""),
+        description="Mails the same: smtp://user:password@host:587?to=a@example.org,b@example.org&from=c@example.org",
     )
 
     @field_validator("home", "projects_dir", "cache_dir", "airflow_venv")

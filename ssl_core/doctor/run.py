@@ -10,6 +10,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from typing import Any
+from urllib.parse import unquote, urlsplit
 
 import psutil
 
@@ -101,12 +102,22 @@ def end_children() -> None:
             continue
 
 
+def _with_password(url: str) -> list[str]:
+    """An address and the password in it, as it stands there and as it is meant."""
+    try:
+        password = urlsplit(url).password or ""
+    except ValueError:
+        password = ""
+    return [url, password, unquote(password)]
+
+
 class _Hide:
     """Takes out of a text what must not be shown: values of secret variables, the platform's own secrets, addresses' users."""
 
     def __init__(self, settings: Settings) -> None:
         values = [value for name, value in os.environ.items() if _SECRET_NAME.search(name)]
         values.append(settings.webhook_url.get_secret_value())
+        values += _with_password(settings.smtp_url.get_secret_value())
         for file in ("passwords.json", "secrets.json"):
             values += _values(settings, file)
         self._values = sorted(

@@ -46,7 +46,7 @@ def reference(artifact: str, *, version: str = "3", labelled: int = 100) -> Ref:
 def result(step: str, template: str = "", **changes: Any) -> StepResult:
     """A step that went well. ``template``: what ``resolve`` picks for a run of it, beside the configuration."""
     outputs = {name: reference(name) for name in get_step(step).outputs}
-    if step == "resolve" and template in ("pretrain", "finetune"):
+    if step == "resolve" and template in ("pretrain", "finetune", "monitor", "fire-drill"):
         outputs["dataset"] = reference("dataset")
     if step == "resolve" and template == "finetune":
         outputs["registered_encoder"] = reference("registered_encoder")
@@ -66,5 +66,5 @@ def before(dag: Any, step: str, **changed: StepResult) -> dict[str, Any]:
     """The XCom of all tasks before ``step`` in its DAG; ``changed`` by step, with `_` for `-`."""
     given = {name.replace("_", "-"): value for name, value in changed.items()}
     template = dag.dag_id.partition(".")[2]
-    tasks = dag.task_dict[step].get_flat_relative_ids(upstream=True)
+    tasks = dag.task_dict[step].get_flat_relative_ids(upstream=True) - {"approve"}
     return {t: (given.get(t) or result(t, template)).model_dump(mode="json") for t in tasks}

@@ -15,10 +15,13 @@ from ssl_core.errors import UserError
 from ssl_dags.forms import form, overrides
 from tests.dags.conftest import REPOSITORY
 
-TEMPLATES = ("ingest", "pretrain", "finetune")
+ALL = ("ingest", "pretrain", "finetune", "monitor", "rollback", "fire-drill")
+TEMPLATES = ("ingest", "pretrain", "finetune", "monitor", "fire-drill")
 PROJECTS = sorted((REPOSITORY / "projects").glob("*.yaml"))
-MIXED = {"finetune": "task.labels", "pretrain": "pretrain.threads", "ingest": "data.channels"}
+# Where half of it, one more, or 16 is no other value that the rules allow.
+SPECIAL = {"data.labels": "labels.csv", "pretrain.budget": "90s", "promotion.margin": "0.5", "monitor.min_auc": 0.6}
 everywhere = pytest.mark.parametrize("template", TEMPLATES)
+and_to_roll_back = pytest.mark.parametrize("template", ALL)
 
 
 @pytest.fixture
@@ -54,7 +57,7 @@ def asked(project, template, **changes) -> dict:
 # ---- what it shows
 
 
-@everywhere
+@and_to_roll_back
 @pytest.mark.parametrize("file", PROJECTS, ids=lambda file: file.stem)
 def test_every_default_is_valid_by_its_own_rules(file, template):
     """Airflow refuses a DAG whose defaults are not, and then nobody can trigger it."""
@@ -63,7 +66,7 @@ def test_every_default_is_valid_by_its_own_rules(file, template):
     for key, param in fields.items():
         jsonschema.Draft202012Validator.check_schema(param.schema)
         assert param.resolve() == param.value, key
-    assert len(fields) > 5
+    assert len(fields) > (2 if template == "rollback" else 5)
 
 
 @everywhere
@@ -89,7 +92,9 @@ def test_all_plain_fields_are_there_and_no_lists(project, template):
     expected = {
         "ingest": {"data.source", "data.labels", "data.max_pixels", "data.split.train", "validation.max_age_days"},
         "pretrain": {"pretrain.epochs", "pretrain.when", "objective.temperature", "objective.augment.flip", "encoder.blocks"},
-        "finetune": {"task.labels", "task.spread_labels", "evaluate.probe", "promotion.approval"},
+        "finetune": {"task.labels", "task.spread_labels", "evaluate.probe", "promotion.approval", "continual.when", "continual.replay"},
+        "monitor": {"monitor.min_samples", "monitor.false_alarms", "monitor.predictions"},
+        "fire-drill": {"monitor.false_alarms", "promotion.margin"},
     }[template]  # fmt: skip
     assert expected <= shown
     assert not shown & {
@@ -104,11 +109,15 @@ def test_the_form_starts_with_what_stands_in_the_project(make_project, template)
         data={"source": "sample://animals", "max_pixels": 77, "channels": 3},
         pretrain={"epochs": 7, "threads": 4, "when": "always"},
         task={"labels": 40, "method": "linear"},
+        promotion={"margin": 0.125},
+        monitor={"min_samples": 60},
     )
     expected = {
         "ingest": {"data.source": "sample://animals", "data.max_pixels": 77, "data.channels": "3", "data.image_size": "auto"},
         "pretrain": {"pretrain.epochs": 7, "pretrain.threads": "4", "pretrain.when": "always"},
-        "finetune": {"task.labels": "40", "task.method": "linear"},
+        "finetune": {"task.labels": "40", "task.method": "linear", "promotion.margin": "0.125"},
+        "monitor": {"monitor.min_samples": 60},
+        "fire-drill": {"monitor.min_samples": 60, "promotion.margin": "0.125"},
     }[template]  # fmt: skip
     found = values(project, template)
     assert {key: found[key] for key in expected} == expected
@@ -137,29 +146,38 @@ def test_choices_are_choices(project):
 
 
 def test_each_template_asks_for_the_references_it_needs(project):
-    asks = {t: {"dataset", "encoder_version"} & set(form(project, t)) for t in TEMPLATES}
-    assert asks == {"ingest": set(), "pretrain": {"dataset"}, "finetune": {"dataset", "encoder_version"}}
+    asks = {t: {"dataset", "encoder_version", "to", "reason"} & set(form(project, t)) for t in ALL}
+    assert asks == {
+        "ingest": set(),
+        "pretrain": {"dataset"},
+        "finetune": {"dataset", "encoder_version"},
+        "monitor": {"dataset"},
+        "rollback": {"to", "reason"},
+        "fire-drill": {"dataset"},
+    }
 
 
 @pytest.mark.parametrize(
     ("field", "good", "bad"),
     [
+        ("to", [None, "1", "12"], ["", "0", "latest", "1; rm"]),
         ("dataset", ["latest", "v3", "digits@v3", "0a1b2c"], ["", "v3; rm -rf /", "../x", "a b"]),
         ("encoder_version", [None, "1", "12"], ["", "0", "01", "-1", "latest", "1.5"]),
     ],
 )
 def test_references_are_held_to_their_pattern(project, field, good, bad):
+    fields = form(project, "rollback" if field == "to" else "finetune")
     for value in good:
-        assert form(project, "finetune")[field].resolve(value) == value
+        assert fields[field].resolve(value) == value
     for value in bad:
         with pytest.raises(ParamValidationError):
-            form(project, "finetune")[field].resolve(value)
+            fields[field].resolve(value)
 
 
 # ---- what comes back
 
 
-@everywhere
+@and_to_roll_back
 @pytest.mark.parametrize("file", PROJECTS, ids=lambda file: file.stem)
 def test_an_unchanged_form_changes_nothing(file, template):
     project = load_project(file)
@@ -179,9 +197,7 @@ def test_each_changed_field_is_exactly_that_key(write_project, template):
     together = {"pretrain.when", "data.split.train", "data.split.val", "data.split.test", "data.split.vault"}
     changed = 0
     for key in set(keys(project, template)) - together:
-        value = {"data.labels": "labels.csv", "pretrain.budget": "90s"}.get(key) or another(
-            form(project, template)[key]
-        )
+        value = SPECIAL.get(key) or another(form(project, template)[key])
         changes = overrides(values(project, template) | {key: value}, project, template)
         assert list(changes) == [key]
         found: typing.Any = load_project(path, changes, given_by="trigger form")
@@ -214,6 +230,7 @@ def another(param) -> typing.Any:
         ("pretrain", "pretrain.threads", "2", 2),
         ("ingest", "data.channels", "1", 1),
         ("ingest", "data.image_size", "32", 32),
+        ("finetune", "promotion.margin", "0.05", 0.05),
     ],
 )
 def test_a_number_or_a_word_comes_back_as_what_it_is(write_project, template, key, text, value):
@@ -221,7 +238,7 @@ def test_a_number_or_a_word_comes_back_as_what_it_is(write_project, template, ke
     project = load_project(path)
     changes = overrides(values(project, template) | {key: text}, project, template)
     assert changes == {key: value}
-    assert type(changes[key]) is int
+    assert type(changes[key]) is type(value)
     section, leaf = key.split(".")
     numbered = load_project(path, changes)
     assert getattr(getattr(numbered, section), leaf) == value
@@ -238,7 +255,9 @@ def test_text_of_digits_stays_text(make_project):
 
 @everywhere
 def test_an_unknown_field_names_the_one_that_was_meant(project, template):
-    key = {"ingest": "data.source", "pretrain": "pretrain.epochs", "finetune": "task.labels"}[template]
+    key = {"ingest": "data.source", "pretrain": "pretrain.epochs", "finetune": "task.labels"}.get(
+        template, "monitor.min_samples"
+    )
     with pytest.raises(UserError) as error:
         overrides({key + "s": 3}, project, template)
     assert f"did you mean `{key}`" in str(error.value)

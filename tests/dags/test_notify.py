@@ -14,7 +14,9 @@ from airflow.sdk.exceptions import AirflowFailException
 from airflow.sdk.log import mask_secret
 
 from ssl_core.config.settings import Settings
+from ssl_core.contracts import Verdict
 from ssl_dags import notify
+from tests.dags.results import result
 
 TOKEN = "T024BE7LH-token"
 NOTICE = notify.Notice(
@@ -68,6 +70,28 @@ def webhook(monkeypatch: pytest.MonkeyPatch) -> Iterator[Webhook]:
     hook.close()
 
 
+@pytest.fixture(autouse=True)
+def variables(monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
+    """Airflow's Variables, as text; there are no others outside a task."""
+    kept: dict[str, str] = {}
+
+    class Variable:
+        @staticmethod
+        def get(key: str, default: Any, deserialize_json: bool) -> Any:
+            return json.loads(kept[key]) if key in kept else default
+
+        @staticmethod
+        def set(key: str, value: Any, description: str, serialize_json: bool) -> None:
+            kept[key] = json.dumps(value)
+
+        @staticmethod
+        def delete(key: str) -> None:
+            del kept[key]
+
+    monkeypatch.setattr("ssl_dags.incidents.Variable", Variable)
+    return kept
+
+
 @pytest.fixture
 def logged(caplog: pytest.LogCaptureFixture) -> pytest.LogCaptureFixture:
     caplog.set_level(logging.DEBUG)
@@ -76,7 +100,7 @@ def logged(caplog: pytest.LogCaptureFixture) -> pytest.LogCaptureFixture:
 
 def failed_task(error: BaseException | None = None) -> dict[str, Any]:
     ti = SimpleNamespace(dag_id="tiny.ingest", run_id="manual__2025-01-01T00:00:00+00:00", task_id="validate")
-    return {"ti": ti, "exception": error}
+    return {"ti": ti, "exception": error, "task": SimpleNamespace(downstream_task_ids={"publish"})}
 
 
 def failed_run(reason: str | None) -> dict[str, Any]:
@@ -145,11 +169,134 @@ def test_a_failed_task_is_not_told_twice(webhook, logged):
     assert "notice" not in logged.text
 
 
+def gate(verdict: str, summary: str) -> None:
+    said = result("gate", verdict=Verdict(verdict), summary=f"{verdict}: {summary}")
+    notify.gate_said("tiny.finetune", "manual__1", "gate", said)
+
+
 def test_the_gate_is_told_with_what_it_said(webhook):
-    notify.gate_said("tiny.finetune", "manual__1", "gate", "NEEDS_HUMAN: too few samples")
+    gate("REJECT", "worse by 3 points")
     body = webhook.received[0][2]
-    assert (body["event"], body["reason"]) == ("gate", "NEEDS_HUMAN: too few samples")
+    assert (body["event"], body["reason"]) == ("gate", "REJECT: worse by 3 points")
     assert body["url"].endswith("/dags/tiny.finetune/runs/manual__1/tasks/gate")
+
+
+def test_who_has_to_decide_is_led_to_where_the_answer_is_given(webhook):
+    gate("NEEDS_HUMAN", "too few samples")
+    gate("NEEDS_HUMAN", "too few samples")
+    bodies = [body for _, _, body in webhook.received]
+    assert [body["reason"] for body in bodies] == ["NEEDS_HUMAN: too few samples"] * 2, "each is a question of its own"
+    assert bodies[0]["url"].endswith("/dags/tiny.finetune/runs/manual__1/tasks/approve/required_actions")
+
+
+# ---- incidents
+
+
+def said(webhook: Webhook) -> list[str]:
+    found = [
+        f"{body['event']}: {body['reason'].partition(': ')[2] or body['reason']}" for _, _, body in webhook.received
+    ]
+    webhook.received.clear()
+    return found
+
+
+def test_the_same_failure_is_told_once_and_counted(webhook, variables, logged):
+    for rows in (3, 4, 5):
+        notify.step_failed(
+            failed_task(ValueError(f"check failed: {rows} of 9 in {'ab12cd34' * rows}\n  next: look {rows}"))
+        )
+    assert len(said(webhook)) == 1
+    assert logged.text.count("told before") == 2
+    (incidents,) = (json.loads(value) for value in variables.values())
+    ((cause, incident),) = incidents.items()
+    assert cause == "step-failed: check failed: # of # in #"
+    assert incident["count"] == 3
+    assert incident["reason"].startswith("check failed: 3 of 9"), "the first, which people were told"
+    notify.step_fine(failed_task())
+    assert said(webhook) == ["fine-again: check failed: 3 of 9 in ab12cd34ab12cd34ab12cd34\n  next: look 3"]
+    assert variables == {}
+    notify.step_fine(failed_task())
+    assert said(webhook) == []
+    notify.step_failed(failed_task(ValueError("check failed: 3 of 9 in ab12cd34")))
+    assert len(said(webhook)) == 1, "it was fine in between"
+
+
+def test_another_cause_and_another_task_are_other_incidents(webhook, variables):
+    notify.step_failed(failed_task(ValueError("no such folder")))
+    notify.step_failed(failed_task(ValueError("no such file")))
+    other = failed_task(ValueError("no such folder"))
+    other["ti"].task_id = "ingest"
+    notify.step_failed(other)
+    assert len(said(webhook)) == 3
+    notify.step_fine(failed_task())
+    assert len(said(webhook)) == 2
+    assert list(variables) == ["ssl_incidents.tiny.ingest.ingest"]
+
+
+def test_a_run_that_came_to_its_end_closes_a_time_out(webhook, variables):
+    notify.run_failed(failed_run("timed_out"))
+    notify.run_failed(failed_run("timed_out"))
+    assert len(said(webhook)) == 1
+    notify.step_fine(failed_task())
+    assert said(webhook) == [], "there are tasks after it"
+    last = failed_task() | {"task": SimpleNamespace(downstream_task_ids=set())}
+    notify.step_fine(last)
+    assert [line.partition(":")[0] for line in said(webhook)] == ["fine-again"]
+    assert variables == {}
+
+
+def test_rejections_are_counted_until_a_promotion(webhook, variables):
+    gate("REJECT", "worse by 3 points")
+    gate("REJECT", "worse by 4 points")
+    gate("REJECT", "a slice is worse")
+    assert said(webhook) == ["gate: worse by 3 points"]
+    gate("PROMOTE", "better")
+    assert said(webhook) == ["fine-again: REJECT: worse by 3 points"]
+    gate("PROMOTE", "better")
+    assert said(webhook) == []
+    assert variables == {}
+
+
+def test_a_finding_is_told_once_until_it_is_another_or_none(webhook, variables):
+    def found(alert: str) -> list[str]:
+        notify.finding("tiny.monitor", "manual__1", "monitor", alert)
+        return said(webhook)
+
+    assert found("") == []
+    assert found("data-bug: camera-2 is black") == ["finding: camera-2 is black"]
+    assert found("data-bug: camera-2 is still black") == []
+    assert found("held-back: 4 retrainings in 30 days") == [
+        "fine-again: data-bug: camera-2 is black", "finding: 4 retrainings in 30 days",
+    ]  # fmt: skip
+    notify.step_fine(failed_task() | {"ti": SimpleNamespace(dag_id="tiny.monitor", run_id="r", task_id="monitor")})
+    assert said(webhook) == [], "that the step went well says nothing on what it found"
+    assert found("") == ["fine-again: held-back: 4 retrainings in 30 days"]
+    assert variables == {}
+
+
+@pytest.mark.parametrize("fault", ["get", "set", "delete"])
+def test_where_incidents_cannot_be_kept_people_are_told_too_often_rather_than_never(
+    webhook, logged, monkeypatch, fault
+):
+    def broken(*given: Any, **options: Any) -> None:
+        raise RuntimeError("no database")
+
+    notify.step_failed(failed_task(ValueError("why")))
+    monkeypatch.setattr(f"ssl_dags.incidents.Variable.{fault}", broken)
+    notify.step_failed(failed_task(ValueError("why")))
+    assert len(said(webhook)) == (1 if fault == "delete" else 2)
+    notify.step_fine(failed_task())
+    assert said(webhook) == ([] if fault in ("get", "delete") else ["fine-again: why"])
+    assert ("incident cannot be" in logged.text) is True
+
+
+@pytest.mark.parametrize("kept", ["[]", "3", "null", '{"step-failed: why": 3}', '{"step-failed: why": {}}'])
+def test_what_somebody_wrote_by_hand_breaks_nothing(webhook, variables, kept):
+    variables["ssl_incidents.tiny.ingest.validate"] = kept
+    notify.step_failed(failed_task(ValueError("why")))
+    notify.step_fine(failed_task())
+    assert len(webhook.received) == (1 if kept.endswith("{}}") else 2)
+    assert variables == {}
 
 
 def test_without_airflows_address_there_is_no_link(webhook, monkeypatch):
@@ -159,12 +306,12 @@ def test_without_airflows_address_there_is_no_link(webhook, monkeypatch):
     assert notify.run_url(Settings(), "a", "b", "c") == ""
 
 
-def test_secrets_of_jobs_are_masked(webhook, logged):
+def test_secrets_of_jobs_are_masked(webhook, logged, variables):
     mask_secret("a-secret-of-this-test")
     notify.step_failed(failed_task(ValueError("refused: key a-secret-of-this-test")))
-    notify.gate_said("tiny.finetune", "manual__1", "gate", "REJECT: a-secret-of-this-test")
+    gate("REJECT", "a-secret-of-this-test")
     assert [body["reason"] for _, _, body in webhook.received] == ["refused: key ***", "REJECT: ***"]
-    assert "a-secret-of-this-test" not in json.dumps(webhook.received) + logged.text
+    assert "a-secret-of-this-test" not in json.dumps(webhook.received) + logged.text + str(variables)
 
 
 # ---- what goes wrong with it

@@ -18,12 +18,13 @@ from structlog.testing import capture_logs
 
 from ssl_core.config.runner import RunnerConfig
 from ssl_core.config.settings import Settings
-from ssl_core.contracts import RESULT_BYTES_LIMIT, ModelRef, StepResult, StepSpec, StepStatus, Verdict
+from ssl_core.contracts import RESULT_BYTES_LIMIT, Approval, ModelRef, StepResult, StepSpec, StepStatus, Verdict
 from ssl_core.pipeline import get_step, steps_for
 from ssl_dags.operator import _lives, make_runner
 from ssl_dags.runners.base import CannotStart, Finished, Job, Unavailable
 from ssl_dags.runners.docker import DockerRunner
 from ssl_dags.runners.local import LocalRunner
+from ssl_dags.templates import TEMPLATES
 from tests.dags.results import before, reference, result
 
 STEPS = steps_for("image")
@@ -119,6 +120,7 @@ def make_task(make_dag, monkeypatch):
         runner = Runner(result(step, template) if document == "good" else document, code, lines)
         monkeypatch.setattr("ssl_dags.operator.make_runner", lambda *given: runner)
         xcoms = before(dag, step, **(changed or {})) | {"resolve:place": given.pop("place", None)}
+        xcoms |= {"approve": given.pop("people", None)}
         return Task(dag.task_dict[step], xcoms, runner, **given)
 
     return make
@@ -126,9 +128,10 @@ def make_task(make_dag, monkeypatch):
 
 @pytest.fixture
 def told(monkeypatch) -> list[str]:
-    """What ``gate_said`` was called with."""
+    """What people were told by ``gate_said`` and ``finding``; "" is that all is well."""
     calls: list[str] = []
-    monkeypatch.setattr("ssl_dags.operator.gate_said", lambda dag_id, run_id, task_id, summary: calls.append(summary))
+    monkeypatch.setattr("ssl_dags.operator.gate_said", lambda dag, run, task, gate: calls.append(gate.summary))
+    monkeypatch.setattr("ssl_dags.operator.finding", lambda dag, run, task, alert: calls.append(alert))
     return calls
 
 
@@ -289,15 +292,19 @@ def test_a_reused_encoder_is_not_pretrained_again(make_task, step):
 
 @pytest.mark.parametrize(
     ("step", "asset", "artifact"),
-    [("publish", "dataset", "dataset"), ("register-encoder", "encoder", "registered_encoder"), ("promote", "model", "registered_model")],
+    [
+        ("publish", "dataset", "dataset"), ("register-encoder", "encoder", "registered_encoder"), ("promote", "model", "registered_model"),
+        ("monitor", "drift", "drift"),
+    ],
 )  # fmt: skip
-def test_the_event_carries_the_reference(make_task, step, asset, artifact):
+def test_the_event_carries_the_reference(make_task, told, step, asset, artifact):
     task = make_task(step)
     assert task.run()
     assert task.announced() == {f"tiny/{asset}": reference(artifact).model_dump(mode="json")}
 
 
-@pytest.mark.parametrize("step", ["publish", "register-encoder", "promote"])
+@pytest.mark.usefixtures("told")
+@pytest.mark.parametrize("step", ["publish", "register-encoder", "promote", "monitor"])
 @pytest.mark.parametrize("summary", ["unchanged: tiny@v1\nmore", ""])
 def test_without_news_nobody_is_woken_and_the_result_is_kept(make_task, step, summary):
     task = make_task(step, result(step, news=False, summary=summary))
@@ -319,6 +326,7 @@ def test_other_steps_announce_nothing(make_task, step):
 # ---- what a job gets
 
 
+@pytest.mark.usefixtures("told")
 @pytest.mark.parametrize("step", [step.name for step in STEPS if step.name != "resolve"])
 def test_a_job_gets_the_frozen_configuration_and_exactly_its_inputs(make_task, step):
     task = make_task(step, try_number=2)
@@ -340,7 +348,7 @@ def test_a_job_gets_the_frozen_configuration_and_exactly_its_inputs(make_task, s
     }  # fmt: skip
 
 
-@pytest.mark.parametrize("template", ["ingest", "pretrain", "finetune"])
+@pytest.mark.parametrize("template", TEMPLATES)
 def test_resolve_gets_the_project_and_what_the_run_asks_for(make_task, template):
     task = make_task("resolve", template=template, sections={"description": "Digits", "pretrain": {"epochs": 9}})
     task.run()
@@ -355,6 +363,7 @@ def test_resolve_gets_the_project_and_what_the_run_asks_for(make_task, template)
         "dataset": "latest",
         "encoder_version": "",
         "woken_by": "",
+        "drift": "",
     }
 
 
@@ -386,6 +395,7 @@ def test_a_wrong_trigger_is_final_and_names_the_key(make_task, conf, said):
     assert task.runner.jobs == []
 
 
+@pytest.mark.usefixtures("told")
 def test_a_project_file_that_broke_stops_resolve_and_nothing_else(make_task, projects):
     """A run in progress has its configuration in the store."""
     for text in ("name: [", "name: other\ndata: {source: sample://digits}\n", None):
@@ -440,6 +450,45 @@ def test_nothing_woke_it(make_task, woken):
     assert task.runner.spec.request.woken_by == ""
 
 
+def drift(sha256: str) -> dict[str, Any]:
+    return reference("drift").model_dump(mode="json") | {"sha256": sha256}
+
+
+def test_the_newest_of_the_drifts_that_woke_the_run(make_task):
+    news = [
+        SimpleNamespace(extra=drift("b" * 64), timestamp="2026-01-02"),
+        SimpleNamespace(extra=drift("a" * 64), timestamp="2026-01-01"),
+        SimpleNamespace(extra=reference("model").model_dump(mode="json"), timestamp="2026-01-03"),
+        SimpleNamespace(extra={"from_rest_api": True}, timestamp="2026-01-04"),
+    ]
+    task = make_task("resolve", template="finetune", woken={"tiny/drift": news, "tiny/encoder": events(encoder("9"))})
+    task.run()
+    assert (task.runner.spec.request.drift, task.runner.spec.request.woken_by) == ("b" * 64, "9")
+
+
+def test_a_rollback_knows_where_to_and_why(make_task):
+    task = make_task("rollback", conf={"to": "3", "reason": "it is slow"})
+    task.run()
+    assert (task.runner.spec.rollback_to, task.runner.spec.reason) == ("3", "it is slow")
+    task = make_task("rollback", conf={"to": None})
+    task.run()
+    assert (task.runner.spec.rollback_to, task.runner.spec.reason) == ("", "")
+
+
+@pytest.mark.parametrize("step", ["promote", "gate"])
+def test_the_answer_of_a_person_reaches_promote_and_no_other(make_task, told, step):
+    answer = {"answer": "decline", "user": "ada", "comment": "not yet"}
+    task = make_task(step, people=answer)
+    task.run()
+    assert task.runner.spec.approval == (Approval(**answer) if step == "promote" else None)
+
+
+def test_where_nobody_was_asked_promote_has_no_answer(make_task):
+    task = make_task("promote")
+    task.run()
+    assert task.runner.spec.approval is None
+
+
 def test_a_dataset_wakes_pretraining_without_a_word(make_task):
     woken = {"tiny/dataset": events(reference("dataset").model_dump(mode="json"))}
     task = make_task("resolve", template="pretrain", woken=woken)
@@ -475,14 +524,14 @@ def test_secrets_reach_the_job_and_nothing_else(make_task, monkeypatch):
 @pytest.mark.parametrize(
     ("verdict", "summary", "news", "tells"),
     [
-        (Verdict.PROMOTE, "PROMOTE: better by 3 points", True, False),
+        (Verdict.PROMOTE, "PROMOTE: better by 3 points", True, True),
         (Verdict.REJECT, "REJECT: worse by 3 points", True, True),
         (Verdict.NEEDS_HUMAN, "NEEDS_HUMAN: too few samples", True, True),
         (Verdict.REJECT, "REJECT: already decided in ledger entry 2: REJECTED for tiny@v1 and this recipe", False, False),
         (Verdict.NEEDS_HUMAN, "NEEDS_HUMAN: already decided in ledger entry 2: EXPIRED for tiny@v1 and this recipe", False, False),
     ],
 )  # fmt: skip
-def test_somebody_is_told_once_when_the_gate_does_not_promote(make_task, told, verdict, summary, news, tells):
+def test_each_decision_of_the_gate_is_told_once(make_task, told, verdict, summary, news, tells):
     task = make_task("gate", result("gate", verdict=verdict, summary=summary, news=news))
     assert task.run()["verdict"] == verdict
     assert told == ([summary] if tells else [])
@@ -491,6 +540,19 @@ def test_somebody_is_told_once_when_the_gate_does_not_promote(make_task, told, v
 def test_steps_without_a_verdict_tell_nobody(make_task, told):
     make_task("evaluate").run()
     assert told == []
+
+
+@pytest.mark.parametrize("news", [True, False])
+@pytest.mark.parametrize("alert", ["data-bug: camera-2 sends black images", ""])
+def test_what_the_monitor_finds_is_told_whether_or_not_it_wakes_a_retraining(make_task, told, news, alert):
+    task = make_task("monitor", result("monitor", news=news, alert=alert))
+    if news:
+        task.run()
+    else:
+        with pytest.raises(AirflowSkipException):
+            task.run()
+    assert told == [alert]
+    assert set(task.announced()) == ({"tiny/drift"} if news else set())
 
 
 def test_the_link_to_mlflow_is_there_however_the_task_ends(make_task):
@@ -526,6 +588,7 @@ def test_resolve_freezes_where_the_steps_of_a_run_run(make_task, monkeypatch, tm
     assert place == {
         "runner": {"kind": "docker", "memory": "2g"},
         "reads": [str(tmp_path), str(tmp_path / "labels.csv")],
+        "approval_hours": 72,
     }
     assert job.reads == ()
 

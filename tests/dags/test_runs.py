@@ -3,17 +3,28 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Callable
+from datetime import timedelta
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from airflow.jobs.scheduler_job_runner import SchedulerJobRunner
 from airflow.models.asset import AssetEvent, AssetModel
+from airflow.models.hitl import HITLDetail
+from airflow.models.taskinstance import TaskInstance
+from airflow.models.trigger import handle_event_submit
+from airflow.models.variable import Variable
 from airflow.models.xcom import XComModel
+from airflow.sdk import timezone
+from airflow.triggers.base import TriggerEvent
 from airflow.utils.session import create_session
 from sqlalchemy import delete, select
+from sqlalchemy.orm import joinedload
 
-from ssl_core.contracts import RESULT_BYTES_LIMIT, StepResult, StepSpec, StepStatus
+from ssl_core.contracts import RESULT_BYTES_LIMIT, Approval, StepResult, StepSpec, StepStatus, Verdict
 from tests.dags.results import reference, result
 
 SECRET = "wJalrXUtnFEMIbPxRfiCY"
@@ -72,6 +83,7 @@ class Run:
     def __init__(self, dag: Any, conf: dict[str, Any]) -> None:
         with create_session() as session:
             session.execute(delete(AssetEvent))
+            session.execute(delete(HITLDetail))
         run = dag.test(run_conf=conf)
         self.state = str(run.state.value)
         with create_session() as session:
@@ -83,18 +95,21 @@ class Run:
                 select(AssetModel.name, AssetEvent.extra).join(AssetModel, AssetModel.id == AssetEvent.asset_id)
             )
             self.events = dict(rows.all())
+            self.incidents = {v.key: json.loads(v.val) for v in session.scalars(select(Variable))}
 
 
 @pytest.fixture
 def run(load, write_project, jobs, monkeypatch) -> Callable[..., Run]:
     """``run("ingest", conf={...})``: a run of the DAG whose jobs return good results, but for what the test has changed."""
     monkeypatch.setattr("time.sleep", lambda seconds: None)  # dag.test() sleeps whenever nothing but a state passes on
-    write_project("tiny", limits={"retries": 0})
+    write_project("tiny", limits={"retries": 0}, promotion={"approval_hours": 5})
+    with create_session() as session:
+        session.execute(delete(Variable))
     bag = load()
 
     def run(template: str, **conf: Any) -> Run:
         dag = bag.dags[f"tiny.{template}"]
-        for task_id in dag.task_dict:
+        for task_id in set(dag.task_dict) - {"approve"}:
             if not (jobs.folder / f"{task_id}.result").exists():
                 jobs.returns(result(task_id, template))
         return Run(dag, conf)
@@ -104,11 +119,13 @@ def run(load, write_project, jobs, monkeypatch) -> Callable[..., Run]:
 
 @pytest.mark.parametrize(
     ("template", "asset", "artifact"),
-    [("ingest", "tiny/dataset", "dataset"), ("pretrain", "tiny/encoder", "registered_encoder"), ("finetune", "tiny/model", "registered_model")],
+    [("ingest", "tiny/dataset", "dataset"), ("pretrain", "tiny/encoder", "registered_encoder"), ("finetune", "tiny/model", "registered_model"),
+     ("monitor", "tiny/drift", "drift")],
 )  # fmt: skip
 def test_a_run_goes_from_resolve_to_its_asset(run, jobs, template, asset, artifact):
     done = run(template)
     assert done.state == "success"
+    assert done.states.pop("approve", "skipped") == "skipped", "nobody has to be asked"
     assert set(done.states.values()) == {"success"}
     assert done.events == {asset: reference(artifact).model_dump(mode="json")}
     for task_id, values in done.xcom.items():
@@ -121,6 +138,13 @@ def test_a_run_goes_from_resolve_to_its_asset(run, jobs, template, asset, artifa
     assert first.project["name"] == "tiny"
     assert first.request.template == template
     assert {jobs.spec(step).config for step in rest} == {reference("config")}
+
+
+@pytest.mark.parametrize("template", ["rollback", "fire-drill"])
+def test_what_announces_nothing_ends_well_too(run, jobs, template):
+    done = run(template, **({"to": "1", "reason": "slow"} if template == "rollback" else {}))
+    assert (done.state, done.events, jobs.started()) == ("success", {}, {"resolve", template})
+    assert jobs.spec(template).rollback_to == ("1" if template == "rollback" else "")
 
 
 def test_no_news_wakes_nobody(run, jobs):
@@ -191,3 +215,106 @@ def test_a_wrong_trigger_stops_at_resolve(run, jobs, capfd):
     assert done.states["resolve"] == "failed"
     assert jobs.started() == set()
     assert "did you mean `labels`" in "".join(capfd.readouterr())
+
+
+# ---- a person between gate and promote
+
+REPORT = "# NEEDS_HUMAN: tiny version 3\n\n- too few samples {{ 1 + 1 }}\n\n| | challenger | champion |\n|---|---|---|\n| accuracy | 0.91 | 0.90 |"
+
+
+@pytest.fixture
+def answer(monkeypatch, caplog) -> Callable[..., list[dict[str, Any]]]:
+    """``answer("Promote", comment="fine")``: what is said as soon as the run waits; ``answer(None)``: nobody does, until the time is over."""
+
+    def will(option: str | None, **given: Any) -> list[dict[str, Any]]:
+        asked: list[dict[str, Any]] = []
+
+        def waited(seconds: float) -> None:
+            with create_session() as session:
+                waiting = select(TaskInstance).where(TaskInstance.state == "awaiting_input")
+                found = session.scalars(waiting.options(joinedload(TaskInstance.hitl_detail))).first()
+                if found is None:
+                    return
+                detail = found.hitl_detail
+                asked.append(
+                    {
+                        "subject": detail.subject,
+                        "body": detail.body,
+                        "options": detail.options,
+                        "wait": found.trigger_timeout,
+                    }
+                )
+                if option is None:
+                    found.trigger_timeout = timezone.utcnow() - timedelta(seconds=1)
+                    session.commit()
+                    SchedulerJobRunner.check_awaiting_input_timeouts(SimpleNamespace(log=logging.getLogger("test")))
+                    return
+                # As the API's PATCH does it.
+                detail.responded_by = {"id": "7", "name": "ada"}
+                detail.responded_at = timezone.utcnow()
+                detail.chosen_options, detail.params_input = [option], given
+                session.flush()
+                handle_event_submit(
+                    TriggerEvent(detail.as_resume_event_payload()), task_instance=found, session=session
+                )
+
+        monkeypatch.setattr("time.sleep", waited)
+        return asked
+
+    return will
+
+
+@pytest.mark.parametrize(
+    ("option", "given", "approval"),
+    [
+        ("Promote", {"comment": "fine"}, Approval(answer="approve", user="ada", comment="fine")),
+        (None, {}, Approval(answer="expired")),
+    ],
+    ids=["promote", "nobody"],
+)
+def test_a_person_is_asked_and_the_answer_reaches_promote(run, jobs, answer, caplog, option, given, approval):
+    jobs.returns(result("gate", verdict=Verdict.NEEDS_HUMAN, summary=REPORT))
+    jobs.returns(result("promote", news=option == "Promote", summary="as the person said"))
+    asked = answer(option, **given)
+    done = run("finetune")
+    assert done.state == "success"
+    assert done.states["approve"] == "success"
+    assert done.states["promote"] == ("success" if option == "Promote" else "skipped")
+    assert jobs.spec("promote").approval == approval
+    (question,) = asked[:1]
+    assert question["subject"] == "Promote the challenger of tiny?"
+    assert question["options"] == ["Promote", "Decline"]
+    assert question["body"].startswith(REPORT), "as it is: what a job says is no template"
+    assert "ssl-core promote tiny --approve ffffffffffff" in question["body"]
+    assert "http://report/gate" in question["body"]
+    assert timedelta(hours=4) < question["wait"] - timezone.utcnow() <= timedelta(hours=5)
+    assert "notice: tiny.finetune gate: gate: # NEEDS_HUMAN: tiny version 3" in caplog.text
+    told = "notice: tiny.finetune approve: expired: nobody answered in time; turned down: NEEDS_HUMAN: tiny version 3"
+    assert (told in caplog.text) is (option is None)
+
+
+# ---- incidents, in Airflow's own database
+
+
+def test_a_step_that_fails_again_is_told_once_and_its_end_too(run, jobs, caplog):
+    """Opened and closed by a task's callbacks, from one worker's process to the next; the rules are in test_notify.py."""
+    for drift in (3, 4):
+        jobs.ends("monitor", 3, f"check failed: {drift} of 9 columns are not there")
+        caplog.clear()
+        done = run("monitor")
+        assert ("notice: tiny.monitor monitor: step-failed: check failed" in caplog.text) is (drift == 3)
+        assert ("told before" in caplog.text) is (drift != 3)
+    ((key, incidents),) = done.incidents.items()
+    assert key == "ssl_incidents.tiny.monitor.monitor"
+    ((cause, incident),) = incidents.items()
+    assert cause == "step-failed: check failed: # of # columns are not there"
+    assert (incident["count"], incident["reason"]) == (2, "check failed: 3 of 9 columns are not there")
+    (jobs.folder / "monitor.ends").unlink()
+    jobs.returns(result("monitor", news=False, alert="data-bug: camera-2 sends black images"))
+    caplog.clear()
+    done = run("monitor")
+    assert done.states["monitor"] == "skipped", "and that is well, too"
+    assert list(done.incidents["ssl_incidents.tiny.monitor.monitor"]) == ["finding: data-bug"]
+    assert "notice: tiny.monitor monitor: fine-again: since" in caplog.text
+    assert "2 times: check failed: 3 of 9" in caplog.text
+    assert "notice: tiny.monitor monitor: finding: data-bug: camera-2 sends black images" in caplog.text

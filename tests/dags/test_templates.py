@@ -16,7 +16,7 @@ from tests.dags.conftest import REPOSITORY
 
 STEPS = steps_for("image")
 
-TEMPLATES = ("ingest", "pretrain", "finetune")
+TEMPLATES = ("ingest", "pretrain", "finetune", "monitor", "rollback", "fire-drill")
 SHIPPED = sorted((REPOSITORY / "projects").glob("*.yaml"))
 # A mapping in a mapping in a mapping, each twice: 2 ** 40 nodes, if somebody counted them all.
 BOMB = "name: bomb\ndata: {source: sample://digits}\nx0: &x0 {a: 1}\n" + "".join(
@@ -38,7 +38,7 @@ def shipped(projects, load):
     return load()
 
 
-def test_the_shipped_projects_have_three_dags_each_and_no_errors(shipped):
+def test_the_shipped_projects_have_all_dags_and_no_errors(shipped):
     assert shipped.import_errors == {}
     assert set(shipped.dags) == {f"{file.stem}.{template}" for file in SHIPPED for template in TEMPLATES}
     assert SHIPPED
@@ -91,7 +91,7 @@ def test_the_second_file_of_a_name_is_an_error_naming_the_first(load, projects, 
     bag = load()
     assert set(bag.import_errors) == {"b.yaml.py"}
     assert "'tiny' is taken by a.yaml" in bag.import_errors["b.yaml.py"]
-    assert len(bag.dags) == 3
+    assert len(bag.dags) == len(TEMPLATES)
     assert "the other" not in bag.dags["tiny.ingest"].doc_md
 
 
@@ -138,7 +138,7 @@ def test_a_dag_says_what_it_is_and_whose(make_dag, projects, template):
         assert words in dag.doc_md
     for task in dag.tasks:
         assert task.owner == "Vision team"
-        assert get_step(task.task_id).about in task.doc_md
+        assert task.task_id == "approve" or get_step(task.task_id).about in task.doc_md
         assert f"| `{task.task_id}` |" in dag.doc_md
 
 
@@ -159,7 +159,7 @@ def test_one_run_at_a_time_and_no_catching_up(make_dag, template):
 @pytest.mark.parametrize("template", TEMPLATES)
 def test_retries_and_time_outs_are_the_projects_limits(make_dag, template):
     dag = make_dag(template, limits={"retries": 4, "retry_seconds": 7, "step_hours": 1.5, "run_hours": 9})
-    assert dag.dagrun_timeout == timedelta(hours=9)
+    assert dag.dagrun_timeout == timedelta(hours=9 + (72 if template == "finetune" else 0)), "and the wait for a person"
     for task in dag.tasks:
         assert task.retries == 4
         assert task.retry_delay == timedelta(seconds=7)
@@ -183,12 +183,14 @@ def test_failures_are_told_of(make_dag, template):
     assert dag.on_failure_callback in (notify.run_failed, [notify.run_failed])
     for task in dag.tasks:
         assert list(task.on_failure_callback) == [notify.step_failed]
+        assert list(task.on_success_callback) == list(task.on_skipped_callback) == [notify.step_fine]
 
 
 @pytest.mark.parametrize("template", TEMPLATES)
 def test_steps_wait_in_the_pool_of_what_they_must_not_share(make_dag, template):
     pools = {task.task_id: task.pool for task in make_dag(template).tasks}
     assert pools.pop("resolve") == "default_pool"
+    assert pools.pop("approve", "default_pool") == "default_pool"
     assert pools == {step.name: step.pool or "default_pool" for step in STEPS if step.template == template}
 
 
@@ -208,10 +210,18 @@ def test_the_asset_graph_leads_from_data_to_model(make_dag):
         "publish": ["tiny/dataset"],
         "register-encoder": ["tiny/encoder"],
         "promote": ["tiny/model"],
+        "monitor": ["tiny/drift"],
     }
     assert woken_by(make_dag("ingest")) == set()
     assert woken_by(make_dag("pretrain")) == {"tiny/dataset"}
-    assert woken_by(make_dag("finetune")) == {"tiny/encoder"}
+    assert woken_by(make_dag("finetune")) == {"tiny/encoder", "tiny/drift"}
+    assert woken_by(make_dag("monitor")) == {"tiny/dataset"}
+    assert woken_by(make_dag("rollback")) == woken_by(make_dag("fire-drill")) == set()
+
+
+def test_either_of_two_assets_wakes_a_finetune(make_dag):
+    """Airflow takes a list of assets for all of them."""
+    assert in_the_scheduler(make_dag("finetune")).asset_condition.agg_func is any
 
 
 def in_the_scheduler(dag):
@@ -240,10 +250,10 @@ def test_a_dataset_wakes_pretraining_only_where_the_project_says_so(make_dag, wh
     assert next_tick(dag) == ("2025-06-08 00:00" if when == "cron" else None)
 
 
-@pytest.mark.parametrize("template", TEMPLATES)
+@pytest.mark.parametrize("template", [t for t in TEMPLATES if t != "rollback"])
 def test_a_cron_ticks_in_the_projects_time_zone(make_dag, template):
     more = {"pretrain": {"when": "cron"}} if template == "pretrain" else {}
-    dag = make_dag(template, schedule={template: "15 3 * * 1", "timezone": "Europe/Berlin"}, **more)
+    dag = make_dag(template, schedule={template.replace("-", "_"): "15 3 * * 1", "timezone": "Europe/Berlin"}, **more)
     assert next_tick(dag) == "2025-06-09 01:15"  # Monday, 3:15 in summer
 
 
@@ -254,17 +264,18 @@ def test_a_cron_is_utc_unless_said_otherwise(make_dag):
 def test_finetune_has_a_floor_beside_the_encoder(make_dag):
     dag = make_dag("finetune", schedule={"finetune": "@monthly", "timezone": "Asia/Tokyo"})
     assert next_tick(dag) == "2025-06-30 15:00"
-    assert woken_by(dag) == {"tiny/encoder"}
+    assert woken_by(dag) == {"tiny/encoder", "tiny/drift"}
 
 
-@pytest.mark.parametrize("template", ["ingest", "pretrain"])
+@pytest.mark.parametrize("template", ["ingest", "pretrain", "fire-drill"])
 def test_a_cron_alone_is_not_woken_by_assets(make_dag, template):
     more = {"pretrain": {"when": "cron"}} if template == "pretrain" else {}
-    assert woken_by(make_dag(template, schedule={template: "@daily"}, **more)) == set()
+    assert woken_by(make_dag(template, schedule={template.replace("-", "_"): "@daily"}, **more)) == set()
 
 
-def test_without_a_schedule_only_people_start_an_ingest(make_dag):
-    dag = make_dag("ingest")
+@pytest.mark.parametrize("template", ["ingest", "rollback", "fire-drill"])
+def test_without_a_schedule_only_people_start_it(make_dag, template):
+    dag = make_dag(template)
     assert next_tick(dag) is None
     assert woken_by(dag) == set()
 
@@ -276,7 +287,10 @@ def test_without_a_schedule_only_people_start_an_ingest(make_dag):
         ("ingest", {"schedule": {"ingest": "@daily"}}, "by its cron `@daily` (UTC) or by hand"),
         ("pretrain", {}, "when `tiny/dataset` has a new version or by hand"),
         ("pretrain", {"pretrain": {"when": "manual"}}, "by hand"),
-        ("finetune", {"schedule": {"finetune": "@daily"}}, "when `tiny/encoder` has a new version or by its cron `@daily` (UTC) or by hand"),
+        ("finetune", {"schedule": {"finetune": "@daily"}}, "when `tiny/encoder` has a new version or `tiny/drift` tells of drift or by its cron `@daily` (UTC) or by hand"),
+        ("monitor", {"schedule": {"monitor": "@daily"}}, "when `tiny/dataset` has a new version or by its cron `@daily` (UTC) or by hand"),
+        ("rollback", {}, "by hand"),
+        ("fire-drill", {"schedule": {"fire_drill": "@weekly"}}, "by its cron `@weekly` (UTC) or by hand"),
     ],
 )  # fmt: skip
 def test_the_page_says_what_starts_it(make_dag, template, sections, words):
@@ -303,7 +317,7 @@ def test_fifty_projects_are_parsed_in_a_moment(projects, load):
         took.append(time.process_time() - cpu)
         print(f"50 projects: {time.perf_counter() - wall:.2f} s, {took[-1]:.2f} s of CPU")
         assert bag.import_errors == {}
-        assert len(bag.dags) == 150
+        assert len(bag.dags) == 50 * len(TEMPLATES)
         if took[-1] < 3:
             break
     assert min(took) < 3

@@ -100,6 +100,15 @@ def data(world: World, published: Path) -> DataRepository:
     return DataRepository(world.settings)
 
 
+@pytest.mark.parametrize("template", ["monitor", "fire-drill"])
+def test_the_monitor_and_the_drill_read_a_dataset_and_no_encoder(
+    world: World, data: DataRepository, template: str
+) -> None:
+    world.register_encoder()
+    assert set(ask(world, template).outputs) == {"config", "dataset"}
+    assert ask(world, template, dataset="v1").outputs["dataset"].tag == "tiny@v1"
+
+
 def ask(world: World, template: str, project: ProjectConfig | None = None, **request: Any) -> StepResult:
     asked = RunRequest(template=template, **request)
     return world.step("resolve", resolve.run, {}, project=project, request=asked)
@@ -114,15 +123,16 @@ def changed(world: World, **pretrain: Any) -> ProjectConfig:
     return ProjectConfig.model_validate(sections)
 
 
-def test_ingest_asks_neither_repository_nor_registry(
-    make_context: Callable[..., Any], world: World, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("template", ["ingest", "rollback"])
+def test_what_needs_neither_repository_nor_registry_asks_none(
+    make_context: Callable[..., Any], world: World, monkeypatch: pytest.MonkeyPatch, template: str
 ) -> None:
     def never(*_arguments: object) -> None:
         raise AssertionError("asked")
 
     monkeypatch.setattr(resolve, "connect", never)
     monkeypatch.setattr(resolve, "DataRepository", never)
-    made = resolve.run(make_context(world.project, step="resolve", request=RunRequest(template="ingest")))
+    made = resolve.run(make_context(world.project, step="resolve", request=RunRequest(template=template)))
     assert set(made.outputs) == {"config"}
     with pytest.raises(AssertionError, match="asked"):
         resolve.run(make_context(world.project, step="resolve", request=RunRequest(template="pretrain")))
