@@ -84,7 +84,9 @@ def run(ctx: StepContext) -> StepOutput:
             client.set_model_version_tag(challenger.name, challenger.version, "ssl.verdict", report.verdict.value)
     return StepOutput(
         outputs={"gate_report": Output("gate-report", "gate.json")}, metrics=report.metrics,
-        links={"Gate report": link} if link else {}, summary=f"{report.verdict.value}: {report.reasons[0]}",
+        links={"Gate report": link} if link else {},
+        # The first line for logs and chats; all of it is what a person is asked with, in Airflow.
+        summary=f"{report.verdict.value}: {report.reasons[0][:500]}\n\n{report.summary_md}",
         verdict=report.verdict, news="already_decided" not in report.details,
     )  # fmt: skip
 
