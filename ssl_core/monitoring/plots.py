@@ -59,7 +59,9 @@ def _scores(axes: Axes, history: list[PastWindow]) -> None:
         if past.score is None:
             axes.text(place, 0.03, "?", ha="center", va="bottom", color="#444444")
         elif past.score > HIGHEST_SCORE and len(history) <= _NAMED_BARS * 2:
-            axes.text(place, HIGHEST_SCORE, f"{past.score:.0f}", ha="center", va="bottom", fontsize=8)
+            axes.text(
+                place, 0.99 * HIGHEST_SCORE, f"{past.score:.0f}", ha="center", va="top", fontsize=9, color="white"
+            )
     axes.set_ylim(0, highest(history))
     axes.set_xlim(-0.6, max(len(history), 5) - 0.4)
     step = max(1, -(-len(history) // _NAMED_BARS))

@@ -150,6 +150,7 @@ def _template() -> jinja2.Template:
         "signed": lambda share: f"{share:+.1%}",
         "width": lambda value, largest: f"{100 * min(max(value, 0), largest) / largest:.3g}" if largest > 0 else "0",
         "number": lambda value: f"{value:.3g}",
+        "auc": lambda value: f"{value:.3f}",
         "chance": lambda p: "< 0.001" if p < 0.001 else f"{p:.3f}",
         "minute": lambda moment: moment[:16].replace("T", " "),
         "x": lambda point: f"{50 + 47 * _inside(point)[0]:.4g}",

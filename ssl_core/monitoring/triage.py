@@ -31,7 +31,7 @@ BEYOND = 0.5
 """New territory: so many samples of the window are farther from the reference than 95% of its own."""
 FARTHER = 1.5
 """And their median distance is so many times the reference's own."""
-SERVES = 0.7
+SERVES = 0.6
 """The encoder's features still serve where a probe keeps so much of what it reaches on the reference, both above chance."""
 SURE_ENOUGH = 0.6
 """Without labels: where the champion keeps so much of its confidence above chance. A guess: a network may be surely wrong."""

@@ -104,7 +104,7 @@ def test_each_finding_says_what_it_is_why_and_what_follows(kind: str) -> None:
 
 def test_all_numbers_that_led_to_the_finding_are_there() -> None:
     text = Page(reports.render(full())).text
-    for shown in ("0.83", "0.57", "< 0.001", "0.021", "44.0%", "1.4 ×", "60.0%", "-27.0%", "-39.0% to -16.0%", "PSI 0.31", "13.0%", "+8.0%", "2,000 windows", "240"):  # fmt: skip
+    for shown in ("0.830", "0.570", "< 0.001", "0.021", "44.0%", "1.4 ×", "60.0%", "-27.0%", "-39.0% to -16.0%", "PSI 0.31", "13.0%", "+8.0%", "2,000 windows", "240"):  # fmt: skip
         assert shown in text, shown
 
 

@@ -17,7 +17,7 @@ from ssl_core.monitoring.report import read, render
 from tests.e2e.tools.browser import chromium, shrink
 
 
-def take(html: str, target: Path, *, width: int = 1120, height: int = 1150, scheme: Literal["light", "dark"] = "light") -> list[str]:  # fmt: skip
+def take(html: str, target: Path, *, width: int = 1120, height: int = 1560, scheme: Literal["light", "dark"] = "light") -> list[str]:  # fmt: skip
     """Saves what a person sees first of a page at ``target``; returns what the page asked for or complained about."""
     program = chromium()
     assert program, "no Chromium: apt-get install chromium, or set SSL_CHROMIUM"
