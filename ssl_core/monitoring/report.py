@@ -74,8 +74,8 @@ def next_steps(report: DriftReport) -> list[str]:
             f"It does not start yet: {above} of the last {report.rule.m} windows {'is' if above == 1 else 'are'} above the "
             f"threshold, and {report.rule.k} are an alarm."
         )
-    if report.alarm:
-        steps.append("This is an alarm: whoever the project notifies is told once.")
+    if report.finding.who == "person" and (report.alarm or report.finding.kind == "data-bug"):
+        steps.append("Whoever the project notifies is told once.")
     return steps
 
 
