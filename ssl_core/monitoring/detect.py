@@ -6,6 +6,8 @@ The reference's samples are drawn anew for each window: two windows then share f
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
@@ -21,6 +23,17 @@ from ssl_core.monitoring.two_sample import (
 )
 
 MOST_DRAWS = 10
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """For many small matrices: several threads would mostly wait for each other, and sums depend on how many there are."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 @dataclass(frozen=True)

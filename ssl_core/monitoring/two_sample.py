@@ -98,12 +98,18 @@ def mmd_values(
 ) -> Tensor:
     """The squared discrepancy of ``mmd_test``, and those of B relabellings: ``(1 + B,)``."""
     pooled, labels = _pool(reference, window, permutations, seed)
+    n, m = len(reference), len(window)
+    if permutations == 0:  # thousands of these make a threshold; the sums are float64 all the same
+        pooled = pooled.float()
     squares = _square_distances(pooled)
     if scale is None:
         scale = _median_apart(squares)
     kernel = squares.mul_(-1 / (scale if scale > 0 else 1.0)).exp_().fill_diagonal_(0)
-    m = float(labels[:, 0].sum())
-    n = len(pooled) - m
+    if permutations == 0:
+        within, across, theirs = (
+            part.sum(dtype=torch.float64) for part in (kernel[:n, :n], kernel[:n, n:], kernel[n:, n:])
+        )
+        return (within / (n * (n - 1)) + theirs / (m * (m - 1)) - 2 * across / (n * m)).reshape(1)
     product = kernel @ labels
     within_window = (product * labels).sum(dim=0)
     across = product.sum(dim=0) - within_window

@@ -31,7 +31,7 @@ from ssl_core.monitoring.calibrate import (
     set_thresholds,
 )
 from ssl_core.monitoring.columns import Column, compare_columns
-from ssl_core.monitoring.detect import Found, choose_sizes, compare
+from ssl_core.monitoring.detect import Found, choose_sizes, compare, one_thread
 from ssl_core.monitoring.prediction_log import LogWindow, read_log
 from ssl_core.monitoring.record import Records, WindowRecord, counts, held_back, restless
 from ssl_core.monitoring.seen import Champion, Seen
@@ -107,7 +107,8 @@ class Watch:
         """What there is to say about a window of enough samples, as fields of the report; and its score."""
         config, seed = self._config, window.number
         reference, new = self._seen.embeddings(self._reference.rows), self._seen.embeddings(window.rows)
-        tests = self._test(reference, new, window)
+        with one_thread():
+            tests = self._test(reference, new, window)
         columns = self._columns(window)
         before, now = (self._ask(rows, seed) for rows in (self._reference.rows, window.rows))
         one_class = self._table.label_type == "class" and bool(self._table.classes)
