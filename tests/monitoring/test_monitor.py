@@ -4,18 +4,28 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable
+from datetime import UTC, datetime
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from ssl_core.config.project import ProjectConfig
 from ssl_core.config.settings import Settings
+from ssl_core.data.dataset import write_dataset
 from ssl_core.errors import TryAgain, UserError
-from ssl_core.monitoring import watch
+from ssl_core.monitoring import monitor, watch
+from ssl_core.monitoring.report import read
 from ssl_core.registry.client import connect
+from ssl_core.serving.prediction_log import schema
+from ssl_core.store import Store
 from ssl_core.training.image_bench import ImageBench
-from tests.monitoring.world import World, turned
+from tests import texts
+from tests.data.remotes import stored_version
+from tests.monitoring.world import World, enlist, places_of, step_context, turned
 from tests.registry.conftest import empty_database, settings
 
 __all__ = ["empty_database", "settings"]
@@ -177,6 +187,85 @@ def test_mlflow_out_of_reach_is_tried_again(world: World) -> None:
     world.settings = away
     with pytest.raises(TryAgain, match="MLflow cannot be reached"):
         world.watch()
+
+
+def test_a_long_history_of_its_own_sets_the_thresholds(bare: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(watch, "needed_windows", lambda config: 4)
+    for _ in range(5):
+        bare.arrive(100)
+    bare.crown(version=6)
+    bare.arrive(100)
+    report, _ = bare.watch()
+    assert (report.rule.calibrated_by, report.rule.windows_used) == ("history", 5), "v1 is most of the reference"
+    assert report.finding.kind == "quiet"
+
+
+def test_what_is_answered_where_it_is_served_is_one_more_column(world: World, tmp_path: Path) -> None:
+    world.arrive(100, labelled=False)
+    now = datetime.now(UTC)
+    row = {
+        "at": now,
+        "model": "tiny",
+        "version": "1",
+        "label": "3",
+        "confidence": 0.9,
+        "probabilities": None,
+        "content": None,
+    }
+    rows = [row | {"id": f"r{i}", "truth": "3" if i % 2 else "5"} for i in range(80)]
+    (tmp_path / "log").mkdir()
+    pq.write_table(
+        pa.Table.from_pylist([*rows, row | {"id": "of nobody", "label": "eleven", "truth": None}], schema=schema()),
+        tmp_path / "log" / "a.parquet",
+    )
+    report, _ = world.watch(predictions=str(tmp_path / "log"))
+    [column] = [one for one in report.columns if one.name == "served answers"]
+    assert column.drifted
+    assert report.performance is not None
+    assert (report.performance.n, report.performance.quality) == (80, 0.5)
+    assert any("1 row left out" in reason for reason in report.finding.reasons)
+    world.arrive(100, labelled=False)
+    report, _ = world.watch(predictions=str(tmp_path / "nothing"))
+    assert "served answers" not in [one.name for one in report.columns]
+
+
+def test_texts_with_numbers_as_labels(
+    settings: Settings, make_project: Callable[..., ProjectConfig], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(watch, "RESAMPLES", 60)
+    store = Store(settings.store_url, settings.cache)
+    project = make_project(
+        modality="text", data={"source": str(tmp_path), "label_type": "number"}, pretrain={"threads": 1, "device": "cpu", "precision": "float32"}
+    )  # fmt: skip
+    usual, other = texts.sentences(360), [" ".join([word] * 6) for word in texts.WORDS[:8] for _ in range(8)]
+    everything = [*usual, *other]
+    first = np.repeat([1, 2, 3], [300, 60, len(other)]).astype(np.int32)
+    manifest = pd.DataFrame({
+        "sample_id": [f"{row:064d}" for row in range(len(everything))], "group": [f"{row:064d}" for row in range(len(everything))],
+        "split": np.where(np.arange(len(everything)) % 4 == 0, "train", "test"), "label": pd.Series([str(len(t)) for t in everything], dtype=object),
+        "source": [f"file.jsonl:{row}" for row in range(len(everything))], "first_version": first,
+        "arrived_at": pd.Series([pd.Timestamp("2026-01-01", tz="UTC")] * len(everything), dtype="datetime64[us, UTC]"),
+        "characters": np.array([len(t) for t in everything], np.int32), "words": np.int32(5), "bytes": np.array([len(t) for t in everything], np.int32),
+        "letters": np.float32(1),
+    })  # fmt: skip
+    folder = tmp_path / "dataset"
+    write_dataset(
+        folder, manifest, everything.__getitem__, name="tiny", modality="text", classes=[], label_type="number"
+    )
+    dataset = stored_version(folder, tmp_path / "remote", tag="tiny@v3")
+    places = places_of(store)
+    texts.write_encoder(places["encoder"])
+    texts.write_classifier(places["model"], "number")
+    places["evaluation"].mkdir(parents=True)
+    enlist(settings, store, dataset)
+    monitor.run(step_context(settings, store, project, dataset, tmp_path / "out", "run"))
+    report = read(tmp_path / "out")
+    assert [(one.window, one.exceeded) for one in report.history] == [("v2", False), ("v3", True)]
+    assert report.predictions is None
+    assert report.performance is None, "the champion's evaluation is not on record"
+    assert {one.name for one in report.columns} >= {"characters", "label", "letters"}
+    assert (tmp_path / "out" / "drift.html").stat().st_size > 1000
+    assert (tmp_path / "out" / "drift.png").stat().st_size > 1000
 
 
 def test_the_interval_of_a_difference_is_agresti_and_caffos() -> None:

@@ -57,6 +57,46 @@ def _png(pixels: np.ndarray) -> bytes:
     return buffer.getvalue()
 
 
+def places_of(store: Store) -> dict[str, Path]:
+    """Where the champion's files lie."""
+    return {name: Path(store.path(f"tiny/{name}/k/out/{name}")) for name in ("encoder", "model", "evaluation")}
+
+
+def enlist(settings: Settings, store: Store, dataset: DatasetRef, version: int = 1) -> None:
+    """Registers what lies at ``places_of`` as the champion and its encoder."""
+    places = places_of(store)
+    tags = {
+        name: {
+            "ssl.kind": f"registered-{name}", "ssl.uri": f"tiny/{name}/k/out/{name}", "ssl.sha256": path_sha256(folder),
+            "ssl.producer": f"{name}/k", "ssl.model_id": "", "ssl.project": "tiny", "ssl.dataset": "tiny@v1",
+            "ssl.dataset_md5": dataset.md5,
+        }
+        for name, folder in places.items()
+    }  # fmt: skip
+    evaluation = tags.pop("evaluation")
+    tags["model"] |= {
+        "ssl.dataset": f"tiny@v{version}", "ssl.encoder": "tiny-encoder", "ssl.encoder_version": "1",
+        "ssl.evaluation_uri": evaluation["ssl.uri"], "ssl.evaluation_sha256": evaluation["ssl.sha256"],
+        "ssl.evaluation_producer": "evaluate/k",
+    }  # fmt: skip
+    client = connect(settings)
+    for name, registered in (("encoder", "tiny-encoder"), ("model", "tiny")):
+        client.create_registered_model(registered)
+        client.create_model_version(registered, places[name].as_uri(), tags=tags[name])
+        client.set_registered_model_alias(registered, "champion", "1")
+
+
+def step_context(
+    settings: Settings, store: Store, project: ProjectConfig, dataset: DatasetRef, out: Path, run: str
+) -> StepContext:
+    """The monitor's."""
+    out.mkdir()
+    return StepContext(
+        project=project, settings=settings, inputs={"dataset": dataset}, run=RunContext(run_id=run), key=run, out=out, store=store,
+        checkpoints=store.checkpoints("tiny", "monitor", "k"), tracker=NoTracker(),
+    )  # fmt: skip
+
+
 @dataclass
 class World:
     """Version 1 holds ``FIRST`` digits, which the champion knows; ``arrive`` makes the next version."""
@@ -115,8 +155,11 @@ class World:
             (folder / "dataset.json").write_text(json.dumps(info | changed))
         return stored_version(folder, self.tmp / "remote", tag=f"tiny@v{version}")
 
-    def crown(self) -> None:
-        """Makes the champion: a random encoder, which is enough to see shifts, and a linear head on its features."""
+    def crown(self, version: int = 1) -> None:
+        """Makes the champion: a random encoder, which is enough to see shifts, and a linear head on its features.
+
+        ``version``: of the dataset that it knows; its encoder knows version 1.
+        """
         images, classes = digits()
         pixels = images[:FIRST, None]
         splits = self.frames[0]["split"].to_numpy()
@@ -129,33 +172,14 @@ class World:
         with torch.no_grad():
             model.head.weight.copy_(torch.from_numpy(head.coef_))
             model.head.bias.copy_(torch.from_numpy(head.intercept_))
-        places = {
-            name: Path(self.store.path(f"tiny/{name}/k/out/{name}")) for name in ("encoder", "model", "evaluation")
-        }
+        places = places_of(self.store)
         save_encoder(places["encoder"], encoder, info)
         save_classifier(places["model"], model)
         places["evaluation"].mkdir(parents=True)
         ids = self.frames[0]["sample_id"].to_numpy()[test].tolist()
         answers = make_predictions(ids, classes[test], model.predict_proba(pixels[test]), CLASSES)
         write_predictions(places["evaluation"] / "predictions.parquet", answers)
-        tags = {
-            name: {
-                "ssl.kind": f"registered-{name}", "ssl.uri": f"tiny/{name}/k/out/{name}", "ssl.sha256": path_sha256(folder),
-                "ssl.producer": f"{name}/k", "ssl.model_id": "", "ssl.project": "tiny", "ssl.dataset": "tiny@v1",
-                "ssl.dataset_md5": self.dataset.md5,
-            }
-            for name, folder in places.items()
-        }  # fmt: skip
-        evaluation = tags.pop("evaluation")
-        tags["model"] |= {
-            "ssl.encoder": "tiny-encoder", "ssl.encoder_version": "1", "ssl.evaluation_uri": evaluation["ssl.uri"],
-            "ssl.evaluation_sha256": evaluation["ssl.sha256"], "ssl.evaluation_producer": "evaluate/k",
-        }  # fmt: skip
-        client = connect(self.settings)
-        for name, registered in (("encoder", "tiny-encoder"), ("model", "tiny")):
-            client.create_registered_model(registered)
-            client.create_model_version(registered, places[name].as_uri(), tags=tags[name])
-            client.set_registered_model_alias(registered, "champion", "1")
+        enlist(self.settings, self.store, self.dataset, version)
 
     def watch(self, run: str = "", dataset: DatasetRef | None = None, **changed: Any) -> tuple[DriftReport, StepOutput]:
         """The step, in a run of its own unless one is named; ``changed`` are keys of ``monitor``."""
@@ -167,10 +191,7 @@ class World:
         """What a step of the project sees, in a run of its own unless one is named."""
         self.runs += 1
         section = self.project.monitor.model_copy(update=changed)
-        out = self.tmp / f"out-{self.runs}"
-        out.mkdir()
-        return StepContext(
-            project=self.project.model_copy(update={"monitor": section}), settings=self.settings,
-            inputs={"dataset": dataset or self.dataset}, run=RunContext(run_id=run or f"run-{self.runs}"), key=f"k{self.runs}",
-            out=out, store=self.store, checkpoints=self.store.checkpoints("tiny", "monitor", "k"), tracker=NoTracker(),
+        return step_context(
+            self.settings, self.store, self.project.model_copy(update={"monitor": section}), dataset or self.dataset,
+            self.tmp / f"out-{self.runs}", run or f"run-{self.runs}",
         )  # fmt: skip
