@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import getpass
+import re
 import uuid
 from datetime import UTC, datetime
 
 from pydantic import ValidationError
 from rich.console import Console
 
+from ssl_core.config.project import NAME_PATTERN
 from ssl_core.config.settings import Settings
 from ssl_core.contracts import RunContext
 from ssl_core.errors import UserError
@@ -28,6 +30,15 @@ def load_settings() -> Settings:
             f"SSL_{'_'.join(str(p) for p in e['loc']).upper().removeprefix('SSL_')}: {e['msg']}" for e in error.errors()
         ]
         raise UserError("\n".join(lines), place="environment") from error
+
+
+def project_name(text: str) -> str:
+    """``text``, where it is a project's name; commands on what was registered need no project file."""
+    if not re.fullmatch(NAME_PATTERN, text):
+        raise UserError(
+            "is no project name", place=text, next_step="give the key `name` of the project file, such as digits"
+        )
+    return text
 
 
 def new_run() -> RunContext:

@@ -39,8 +39,8 @@ class Removable:
     help="Leave what is younger, in days.",
 )
 def gc(apply: bool, days: float) -> None:
-    """List (or with --apply remove) checkpoints of interrupted steps, unfinished work, cached files above the limit
-    (datasets, tokens, embeddings, downloaded checkpoints) and dataset candidates that were never published.
+    """List (or with --apply remove) checkpoints of interrupted steps, unfinished work, the monitor's embeddings, cached files above
+    the limit (datasets, tokens, embeddings, downloaded checkpoints) and dataset candidates that were never published.
 
     Committed step outputs, published dataset versions and whatever the ledger or a registry alias names stay.
     """
@@ -70,6 +70,8 @@ def stale_work(store: Store, days: float, now: float | None = None) -> Iterator[
         yield from _if_old(folder, "unfinished work", days, now)
     for folder in sorted(root.glob("*/*/*/checkpoints")):
         yield from _if_old(folder, "checkpoints", days, now)
+    for folder in sorted(root.glob("*/kept/*")):  # made again where they are asked for
+        yield from _if_old(folder, "the monitor's embeddings", days, now)
     for folder in sorted(root.glob("*/*/*/out")):
         if not (folder.parent / "result.json").exists():
             yield from _if_old(folder, "uncommitted output", days, now)

@@ -17,6 +17,8 @@ from ssl_core.contracts import LedgerEntry
 from ssl_core.errors import CheckFailed, TryAgain
 from ssl_core.store import Store
 
+MOVES = ("PROMOTED", "ROLLED_BACK")
+"""The actions that make another version the champion."""
 TERMINAL = ("PROMOTED", "REJECTED", "DECLINED", "EXPIRED", "ROLLED_BACK")
 _ATTEMPTS = 100
 
@@ -41,26 +43,36 @@ class Ledger:
 
     def entries(self) -> list[LedgerEntry]:
         """All entries in order. Raises ``CheckFailed`` that names the first entry where the chain does not hold."""
+        entries, broken = self.read()
+        if broken is not None:
+            raise broken
+        return entries
+
+    def read(self) -> tuple[list[LedgerEntry], CheckFailed | None]:
+        """The entries up to where the chain breaks, and what is wrong there; None where all of it holds."""
         entries: list[LedgerEntry] = []
         before = ""
         for seq, name in enumerate(self._names(), start=1):
             raw = self._store.read(f"{self._uri}/{name}")
             if raw is None or name != _file_name(seq):
-                raise self._broken(seq, "it is missing")
+                return entries, self.broken(seq, "it is missing")
             try:
                 entry = LedgerEntry.model_validate_json(raw)
             except ValidationError:
-                raise self._broken(seq, "it is not a ledger entry") from None
+                return entries, self.broken(seq, "it is not a ledger entry")
             if entry.seq != seq or entry.project != self.project:
-                raise self._broken(seq, "it belongs elsewhere")
+                return entries, self.broken(seq, "it belongs elsewhere")
             if entry.previous != before:
-                raise self._broken(
-                    seq - 1 or seq,
-                    f"it was changed after entry {seq} was written" if seq > 1 else "it names an entry before it",
-                )
+                why = f"it was changed after entry {seq} was written" if seq > 1 else "it names an entry before it"
+                return entries, self.broken(seq - 1 or seq, why)
             entries.append(entry)
             before = entry_digest(raw)
-        return entries
+        return entries, None
+
+    def digest(self, seq: int) -> str:
+        """SHA-256 of an entry as it lies in the store; empty where there is none."""
+        raw = self._store.read(f"{self._uri}/{_file_name(seq)}")
+        return entry_digest(raw) if raw is not None else ""
 
     def append(self, make: Callable[[list[LedgerEntry]], dict[str, Any] | None]) -> LedgerEntry | None:
         """Appends what ``make(entries so far)`` returns: all fields but seq, previous, at and project; None appends nothing.
@@ -92,7 +104,8 @@ class Ledger:
     def _names(self) -> list[str]:
         return [name for name in self._store.names(self._uri) if name.endswith(".json") and not name.startswith(".")]
 
-    def _broken(self, seq: int, why: str) -> CheckFailed:
+    def broken(self, seq: int, why: str) -> CheckFailed:
+        """The error that names an entry where the ledger does not hold."""
         return CheckFailed(
             f"the ledger's chain is broken at entry {seq}: {why}",
             place=self._store.path(f"{self._uri}/{_file_name(seq)}"),

@@ -14,10 +14,11 @@ from typing import Any, Protocol
 from urllib.parse import quote
 
 from ssl_core.contracts import StepResult
-from ssl_core.errors import StepError, TryAgain, UserError
+from ssl_core.errors import CheckFailed, StepError, TryAgain, UserError
 from ssl_core.services.api import AirflowApi
 
 CHAIN = ("ingest", "pretrain", "finetune")
+_ASKS = "awaiting_input"
 ENDED = ("success", "failed", "skipped", "upstream_failed", "removed")
 _ACTIVE = ("queued", "running")
 _APPEAR_SECONDS = 90.0
@@ -194,6 +195,8 @@ class Follower:
             self._view.tick(run)
             if run.state in ENDED:
                 return
+            if running is None and (asks := next((t for t in run.tasks.values() if t.state == _ASKS), None)):
+                raise self._waits(run, asks)
             if time.monotonic() - self._looked > _LOOK_SECONDS:
                 self._looked = time.monotonic()
                 self._mend()
@@ -231,6 +234,17 @@ class Follower:
             if line.strip() and not _NOISE.match(line):
                 yield line
         seen[key] = len(lines)
+
+    def _waits(self, run: Run, asks: Task) -> StepError:
+        """A person may take days: the run waits, and we do not."""
+        gate = run.tasks.get("gate")
+        said = gate.result.summary.partition("\n")[0] if gate and gate.result else "a decision is needed"
+        return CheckFailed(
+            f"{run.dag_id} waits for a person: {said}",
+            place=run.url,
+            next_step=f"answer at {run.url}/tasks/{asks.name}/required_actions, or as its log says with ssl-core promote; "
+            "then run the same command again",
+        )
 
     def _failure(self, run: Run) -> StepError:
         failed = next((t for t in run.tasks.values() if t.state == "failed"), None)

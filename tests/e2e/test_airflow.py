@@ -17,7 +17,7 @@ pytestmark = [pytest.mark.e2e, pytest.mark.airflow]
 
 def test_a_triggered_ingest_leads_to_a_champion_through_assets_alone(airflow, shapes):
     tasks = airflow.tasks("shapes.finetune", airflow.runs("shapes.finetune")[0]["dag_run_id"])
-    assert set(tasks) == {"resolve", "finetune", "evaluate", "register", "gate", "promote"}
+    assert set(tasks) == {"resolve", "finetune", "evaluate", "register", "gate", "approve", "promote"}
     report = json.loads(airflow.cli("report", "shapes", "--json"))
     assert report["version"] == "1"
     # One run each: nothing woke anything twice.

@@ -20,6 +20,7 @@ from safetensors.torch import save_file
 from ssl_core.config.project import ProjectConfig
 from ssl_core.config.settings import Settings
 from ssl_core.contracts import (
+    Approval,
     ArtifactRef,
     DatasetRef,
     GateReport,
@@ -36,7 +37,7 @@ from ssl_core.models.classifier import build_classifier, save_classifier
 from ssl_core.models.embed import embed
 from ssl_core.models.encoder import EncoderInfo, Preprocessing, build_encoder, save_encoder
 from ssl_core.pipeline import get_step
-from ssl_core.registry import gate, promote, register, versions
+from ssl_core.registry import afresh, gate, promote, register, rollback, versions
 from ssl_core.registry.client import connect
 from ssl_core.registry.tracking import open_run
 from ssl_core.serving.image_package import to_png
@@ -214,6 +215,7 @@ class World:
         key: str = "",
         project: ProjectConfig | None = None,
         request: RunRequest | None = None,
+        **asked: Any,
     ) -> StepResult:
         self.runs += 1
         key = key or f"{name}-{self.runs}"
@@ -227,7 +229,7 @@ class World:
             out.mkdir()
             made = function(StepContext(
                 project=project, settings=self.settings, inputs=inputs, run=run, key=key, out=out, store=self.store,
-                checkpoints=self.store.checkpoints("tiny", name, key), tracker=tracker, request=request,
+                checkpoints=self.store.checkpoints("tiny", name, key), tracker=tracker, request=request, **asked,
             ))  # fmt: skip
             refs = {
                 title: ArtifactRef(kind=o.kind, uri=f"tiny/{name}/{key}/out/{o.path}", sha256=path_sha256(out / o.path), producer=f"{name}/{key}")
@@ -335,8 +337,19 @@ class World:
         assert result.verdict is report.verdict, "the result says what the report says"
         return report, {k: inputs[k] for k in ("registered_encoder", "registered_model")} | {"gate_report": ref}
 
-    def promote(self, inputs: dict[str, Ref]) -> StepResult:
-        return self.step("promote", promote.run, inputs)
+    def promote(self, inputs: dict[str, Ref], approval: Approval | None = None) -> StepResult:
+        return self.step("promote", promote.run, inputs, approval=approval)
+
+    def champion(self, name: str, right: int, **how: Any) -> str:
+        """Takes a challenger all the way; its version."""
+        inputs = self.register(name, right, **how)
+        self.promote(self.gate(inputs)[1])
+        version = inputs["registered_model"].version  # type: ignore[union-attr]
+        assert self.aliases()["champion"] == version
+        return version
+
+    def roll_back(self, to: str = "", reason: str = "") -> StepResult:
+        return self.step("rollback", rollback.run, {}, rollback_to=to, reason=reason)
 
     def aliases(self, name: str = "tiny") -> dict[str, str]:
         return {alias: str(v) for alias, v in self.client.get_registered_model(name).aliases.items()}
@@ -356,4 +369,5 @@ def world(real_world: World, monkeypatch: pytest.MonkeyPatch) -> World:
     """``real_world``, but no model is logged or loaded: for what is decided, not for what is served. Seconds faster."""
     monkeypatch.setattr(register, "_log", lambda ctx, kind, folder, golden, card: ("", folder.as_uri()))
     monkeypatch.setattr(versions, "replay_golden", lambda uri, golden: 0.0)
+    monkeypatch.setattr(afresh, "require_golden", lambda settings, uri, golden: versions.require_golden(uri, golden))
     return real_world

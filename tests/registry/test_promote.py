@@ -17,9 +17,9 @@ from mlflow.exceptions import MlflowException
 from mlflow.protos.databricks_pb2 import RESOURCE_DOES_NOT_EXIST
 from safetensors.torch import load_file, save_file
 
-from ssl_core.contracts import RunContext, Verdict
+from ssl_core.contracts import Approval, RunContext, Verdict
 from ssl_core.errors import CheckFailed, TryAgain, UserError
-from ssl_core.registry import promote, register, versions
+from ssl_core.registry import afresh, promote, register, versions
 from ssl_core.registry.ledger import Ledger
 from tests.registry.conftest import World, write_classifier
 
@@ -411,3 +411,245 @@ def test_a_name_that_belongs_to_something_else_is_refused(world: World) -> None:
     world.client.create_registered_model("tiny-encoder")
     with pytest.raises(UserError, match="belongs to something else"):
         world.register_encoder()
+
+
+# ---- a person's answer, from Airflow
+
+
+def open_question(world: World, make_project: Callable[..., Any], name: str = "a", **how: Any) -> tuple[Any, Any]:
+    """A challenger that waits for a person: the gate's inputs, and what promote takes."""
+    human = make_project(encoder={"widths": [8]}, promotion={"approval": "human"}, evaluate={"bootstrap": 500})
+    inputs = world.register(name, right=150, **how)
+    report, given = world.gate(inputs, project=human)
+    assert report.verdict is Verdict.NEEDS_HUMAN
+    return inputs, given
+
+
+@pytest.mark.parametrize(
+    ("approval", "action", "user", "words", "alias"),
+    [
+        (
+            Approval(answer="approve", user="ada", comment="fine"),
+            "PROMOTED",
+            "ada",
+            "is the champion: fine",
+            "champion",
+        ),
+        (Approval(answer="decline", user="ada"), "DECLINED", "ada", "was declined by ada", None),
+        (
+            Approval(answer="decline", user="ada", comment="unfair"),
+            "DECLINED",
+            "ada",
+            "was declined by ada: unfair",
+            None,
+        ),
+        (Approval(answer="expired"), "EXPIRED", "nobody", "nobody decided in time", None),
+    ],
+)
+def test_the_answer_is_recorded_everywhere(
+    world: World,
+    make_project: Callable[..., Any],
+    approval: Approval,
+    action: str,
+    user: str,
+    words: str,
+    alias: str | None,
+) -> None:
+    _, given = open_question(world, make_project)
+    result = world.promote(given, approval)
+    assert words in result.summary
+    assert result.news is (action == "PROMOTED")
+    (entry,) = ledger(world).entries()
+    assert (entry.action, entry.user, entry.report_digest) == (action, user, given["gate_report"].sha256)
+    assert entry.reasons[0] == (f"ada: {approval.comment}" if approval.comment else entry.reasons[0])
+    assert world.aliases() == ({alias: "1"} if alias else {})
+    tags = world.client.get_model_version("tiny", "1").tags
+    assert (tags["ssl.action"], tags["ssl.decided_by"], tags["ssl.ledger"]) == (action, user, "1")
+    experiment = world.client.get_experiment_by_name("tiny").experiment_id
+    (run,) = world.client.search_runs([experiment], "tags.`ssl.step` = 'promote'")
+    assert run.data.tags["ssl.action"] == action
+    assert words in run.data.tags["mlflow.note.content"]
+    kept = mlflow.artifacts.load_text(
+        f"runs:/{world.client.get_model_version('tiny', '1').run_id}/ledger/00000001.json"
+    )
+    assert kept.encode() == world.store.read("ledger/tiny/00000001.json"), "MLflow's copy of the entry"
+
+
+def test_an_answer_to_what_the_gate_decided_changes_nothing(world: World) -> None:
+    world.promote(world.gate(world.register("a", right=150))[1], Approval(answer="decline", user="ada"))
+    assert world.aliases() == {"champion": "1"}, "nobody was asked"
+    world.promote(world.gate(world.register("b", right=90, dataset=2))[1], Approval(answer="approve", user="ada"))
+    assert [e.action for e in ledger(world).entries()] == ["PROMOTED", "REJECTED"]
+
+
+def test_the_command_line_was_faster_than_the_answer(world: World, make_project: Callable[..., Any]) -> None:
+    _, given = open_question(world, make_project)
+    promote.decide(world.settings, "tiny", given["gate_report"].sha256, "PROMOTED", RunContext(run_id="r", user="bob"))
+    result = world.promote(given, Approval(answer="expired"))
+    assert "nothing new to promote, ledger entry 1 (PROMOTED by bob)" in result.summary
+    assert result.news, "this run has to tell of the champion that its report made"
+    assert len(ledger(world).entries()) == 1
+
+
+def test_what_expired_may_still_be_decided_by_a_person_but_by_no_run(
+    world: World, make_project: Callable[..., Any]
+) -> None:
+    inputs, given = open_question(world, make_project)
+    world.promote(given, Approval(answer="expired"))
+    digest = given["gate_report"].sha256
+    world.promote(world.gate(inputs)[1], Approval(answer="approve", user="ada"))
+    assert [e.action for e in ledger(world).entries()] == ["EXPIRED"]
+    done = promote.decide(
+        world.settings, "tiny", digest, "PROMOTED", RunContext(run_id="r", user="bob"), "was on holiday"
+    )
+    assert "tiny version 1 is the champion: was on holiday (ledger entry 2)" in done.text
+    assert world.aliases() == {"champion": "1"}
+    assert "nothing new" in promote.decide(world.settings, "tiny", digest, "DECLINED", RunContext(run_id="r")).text
+
+
+def test_an_approval_that_comes_after_another_champion_is_refused(
+    world: World, make_project: Callable[..., Any]
+) -> None:
+    _, given = open_question(world, make_project)
+    world.champion("b", 170, dataset=2)
+    with pytest.raises(CheckFailed, match="the champion is version 2, but the report compares with none"):
+        world.promote(given, Approval(answer="approve", user="ada"))
+    world.promote(given, Approval(answer="decline", user="ada"))
+    assert [e.action for e in ledger(world).entries()] == ["PROMOTED", "DECLINED"]
+
+
+# ---- MLflow away, artifacts gone, a ledger that was changed
+
+_CALLS = (
+    "get_model_version", "get_model_version_by_alias", "set_registered_model_alias", "delete_registered_model_alias",
+    "set_model_version_tag", "log_text",
+)  # fmt: skip
+
+
+def test_mlflow_away_at_any_moment_costs_a_try_and_nothing_else(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The nth request of each try is the one that fails, for n = 0, 1, 2, ...: each request of a promotion is once the last that got through."""
+    from mlflow import MlflowClient
+
+    world.champion("a", 150)
+    _, given = world.gate(world.register("b", right=180, dataset=2))
+    world.runs -= 1
+    left = [0]
+
+    def failing(method: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*arguments: Any, **options: Any) -> Any:
+            if left[0] == 0:
+                raise requests.ConnectionError("Connection refused")
+            left[0] -= 1
+            return method(*arguments, **options)
+
+        return call
+
+    tries, said = 0, set()
+    with monkeypatch.context() as patch:
+        for name in _CALLS:
+            patch.setattr(MlflowClient, name, failing(getattr(MlflowClient, name)))
+        while True:
+            left[0] = tries
+            try:
+                world.runs = 100  # one DAG run, which tries again
+                result = world.promote(given)
+                break
+            except TryAgain as error:
+                said.add(error.cause)
+            tries += 1
+    assert tries > 10
+    assert all("MLflow cannot be reached" in cause for cause in said)
+    assert result.news
+    assert world.aliases() == {"champion": "2", "previous": "1"}
+    assert [e.action for e in ledger(world).entries()] == ["PROMOTED", "PROMOTED"]
+    assert world.client.get_model_version("tiny", "2").tags["ssl.ledger"] == "2"
+
+
+def test_a_champion_whose_artifacts_were_deleted_stops_nobody(world: World) -> None:
+    world.champion("a", 150)
+    world.store.remove("tiny/finetune/a")
+    world.store.remove("tiny/evaluate/a")
+    report, given = world.gate(world.register("b", right=180, dataset=2))
+    assert report.verdict is Verdict.NEEDS_HUMAN, "there is nothing to compare with"
+    world.promote(given, Approval(answer="approve", user="ada"))
+    assert world.aliases() == {"champion": "2", "previous": "1"}
+    with pytest.raises(UserError, match="the weights of version 1 are not in the store any more"):
+        world.roll_back()
+
+
+def test_a_challenger_whose_artifacts_were_deleted_is_not_promoted(world: World) -> None:
+    _, given = world.gate(world.register("a", right=150))
+    world.store.remove("tiny/finetune/a")
+    with pytest.raises(TryAgain, match="missing from the store"):
+        world.promote(given)
+    assert ledger(world).entries() == []
+    assert "champion" not in world.aliases()
+
+
+@pytest.mark.parametrize("fault", ["changed", "removed"])
+def test_the_newest_entry_is_held_by_the_registry(world: World, fault: str) -> None:
+    """No other entry has its digest."""
+    world.champion("a", 150)
+    world.champion("b", 170, dataset=2)
+    _, given = world.gate(world.register("c", right=190, dataset=3))
+    path = Path(world.store.path("ledger/tiny/00000002.json"))
+    path.chmod(0o644)
+    if fault == "changed":
+        path.write_text(path.read_text().replace('"user": "tester"', '"user": "mallory"'))
+    else:
+        path.unlink()
+    with pytest.raises(CheckFailed, match=r"chain is broken at entry 2: it (was changed|is missing)"):
+        world.promote(given)
+    with pytest.raises(CheckFailed, match="broken at entry 2"):
+        world.roll_back()
+    assert world.aliases() == {"champion": "2", "previous": "1", "challenger": "3"}
+
+
+# ---- asked afresh
+
+
+@pytest.fixture
+def with_difference(tmp_path: Path) -> Callable[[str], Callable[..., None]]:
+    """``with_difference(code)``: ``afresh.require_golden`` whose fresh process runs ``code`` in place of the replay."""
+
+    def prepare(code: str) -> Callable[..., None]:
+        (tmp_path / "site").mkdir(exist_ok=True)
+        (tmp_path / "site" / "sitecustomize.py").write_text(
+            "import sys, types\n"
+            "def patch():\n"
+            "    from ssl_core.registry import client, versions\n"
+            "    import os, signal\n"
+            "    from ssl_core.errors import CheckFailed, TryAgain\n"
+            f"    def replay(uri, golden):\n        {code}\n"
+            "    versions.replay_golden = replay\n"
+            "    client.connect = lambda settings: None\n"
+            "patch()\n"
+        )
+        return lambda settings: afresh.require_golden(settings, "models:/tiny@champion", tmp_path / "golden")
+
+    return prepare
+
+
+@pytest.mark.parametrize(
+    ("code", "expected", "said"),
+    [
+        ("return 0.0", None, ""),
+        ("return 0.5", CheckFailed, "does not answer as the trained network did"),
+        ("raise TryAgain('the disk is full', place='here')", TryAgain, "here: the disk is full"),
+        ("raise ZeroDivisionError", TryAgain, "ended with exit code 1: ZeroDivisionError"),
+        ("os.kill(os.getpid(), signal.SIGSEGV)", CheckFailed, "ended its process with signal 11"),
+        ("os.kill(os.getpid(), signal.SIGKILL)", TryAgain, "was killed, perhaps out of memory"),
+    ],
+    ids=["well", "differs", "try again", "defect", "crash", "killed"],
+)
+def test_what_becomes_of_the_fresh_process_is_told_from_the_models_own_faults(
+    settings: Any, with_difference: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, tmp_path: Path,
+    code: str, expected: type[Exception] | None, said: str,
+) -> None:  # fmt: skip
+    ask = with_difference(code)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path / "site"))
+    if expected is None:
+        assert ask(settings) == 0.0
+        return
+    with pytest.raises(expected, match=said):
+        ask(settings)

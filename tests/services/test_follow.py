@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from ssl_core.errors import StepError, TryAgain, UserError
+from ssl_core.errors import CheckFailed, StepError, TryAgain, UserError
 from ssl_core.services import follow
 from ssl_core.services.follow import Follower, Run, Task
 
@@ -228,3 +228,11 @@ def test_the_links_lead_to_the_lineage_picture_and_the_newest_model(airflow):
     assert follower.links(follower.chain()) == {
         "Asset graph": "http://here/assets/7", "Model": "http://mlflow/tiny.finetune",
     }  # fmt: skip
+
+
+def test_a_run_that_waits_for_a_person_is_not_waited_for(airflow):
+    airflow.states = {"tiny.finetune": ["running"] * 50}
+    airflow.task_states = {"tiny.finetune": "awaiting_input"}
+    with pytest.raises(CheckFailed, match=r"tiny\.finetune waits for a person") as error:
+        walk(airflow)
+    assert "/dags/tiny.finetune/runs/manual%20tiny.finetune/tasks/resolve/required_actions" in error.value.next_step
