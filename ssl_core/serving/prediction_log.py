@@ -12,12 +12,14 @@ import hashlib
 import logging
 import os
 import re
+import signal
 import threading
 import uuid
 from collections import deque
 from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
+from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -29,6 +31,7 @@ VARIABLE = "SSL_PREDICTION_LOG"
 ROWS = 1000
 SECONDS = 60.0
 MOST_HELD = 20_000
+_LAST_SECONDS = 5.0
 _LOG = logging.getLogger("ssl_core.prediction_log")
 
 
@@ -164,7 +167,31 @@ def served_log(artifact: Path) -> PredictionLog | None:
     if not place:
         return None
     model, version = _identity(artifact)
-    return PredictionLog(place, model, version)
+    log = PredictionLog(place, model, version)
+    _flush_when_told_to_stop(log)
+    return log
+
+
+def _flush_when_told_to_stop(log: PredictionLog) -> None:
+    """Writes on SIGTERM what is held, then goes on as before. It is what uvicorn ends by in the end, and no exit handler runs then."""
+    if threading.current_thread() is not threading.main_thread():
+        return
+    before = signal.getsignal(signal.SIGTERM)
+    if before is None or before == signal.SIG_IGN:
+        return
+
+    def handle(number: int, frame: FrameType | None) -> None:
+        # In a thread, because this one may hold the lock just now.
+        writer = threading.Thread(target=log.flush, daemon=True)
+        writer.start()
+        writer.join(_LAST_SECONDS)
+        if callable(before):
+            before(number, frame)
+        else:
+            signal.signal(number, signal.SIG_DFL)
+            signal.raise_signal(number)
+
+    signal.signal(signal.SIGTERM, handle)
 
 
 def _identity(artifact: Path) -> tuple[str, str]:

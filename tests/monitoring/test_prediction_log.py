@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import time
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -288,3 +289,19 @@ def test_a_served_model_logs_where_it_is_asked_to_under_its_own_version(
     (tmp_path / "registered_model_meta").write_text("model_name: pets\nmodel_version: '12'\n")
     log = served_log(artifact)
     assert (vars(log)["_model"], vars(log)["_version"]) == ("pets", "12")
+
+
+def test_a_server_that_is_told_to_stop_writes_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(prediction_log.VARIABLE, str(tmp_path / "log"))
+    stopped: list[int] = []
+    before = signal.signal(signal.SIGTERM, lambda number, frame: stopped.append(number))
+    try:
+        log = served_log(tmp_path / "artifacts" / "model")
+        assert log is not None
+        log.add(pd.DataFrame({"label": ["cat"], "confidence": [1.0], "probabilities": [{"cat": 1.0}]}), [None])
+        signal.raise_signal(signal.SIGTERM)
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert stopped == [signal.SIGTERM]
+    assert len([*(tmp_path / "log").rglob("*.parquet")]) == 1
+    log.close()
