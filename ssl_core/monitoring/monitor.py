@@ -146,7 +146,7 @@ def _publish(ctx: StepContext, report: doc.DriftReport, *, is_new: bool = False)
     ctx.tracker.tags({"ssl.drift": report.finding.kind, "ssl.window": report.window.name})
     return StepOutput(
         outputs={"drift": Output("drift-report", JSON_FILE)}, metrics=metrics, links=links,
-        summary=_summary(ctx, report), news=report.retrain and is_new, alert=_alert(report) if is_new else "",
+        summary=_summary(ctx, report), news=report.retrain and is_new, alert=_alert(report),  # told once, as long as it lasts
     )  # fmt: skip
 
 
