@@ -16,6 +16,7 @@ from ssl_core.data import reader
 from ssl_core.data.dataset import INFO_FILE, manifest_schema
 from ssl_core.data.table import LabelType, SampleTable
 from ssl_core.data.windows import ReferenceRows, Window, old_windows, reference_of, version_number
+from ssl_core.errors import StepError
 from ssl_core.evaluation.metrics import HEADLINES
 from ssl_core.monitoring import document as doc
 from ssl_core.monitoring import evidence, feed, mix
@@ -45,6 +46,7 @@ if TYPE_CHECKING:
 ANSWERED = 4000
 """Samples a side that the champion is asked about: more would take long, and tell no more of a distribution."""
 _MOST_SOURCES = 50
+_MOST_LOST = 5
 _LOGGED = timedelta(days=30)
 _ENOUGH = 1.959964
 """Normal quantile of a 95% interval."""
@@ -83,6 +85,11 @@ class Watch:
         if len(rows) < config.min_samples:
             finding = triage(Evidence(samples=len(rows), exceeded=None, quarantined=share), config)
             report = report.model_copy(update={"finding": finding})
+        elif unknown := self._seen.unknown_classes():
+            lost = [f"the class {name} is gone, which the champion knows" for name in doc.first(unknown, _MOST_LOST)]
+            report = report.model_copy(
+                update={"finding": triage(Evidence(len(rows), exceeded=None, schema=lost), config)}
+            )
         else:
             found, score = self._look(window, share)
             report = report.model_copy(update=found)
@@ -291,7 +298,10 @@ class Watch:
             return total, 0.0
         if window.number == self._champion.version + 1:
             then = self._champion.entry.tags.get("ssl.dataset_md5", "")
-            before = self._quarantined(self._dataset.model_copy(update={"md5": then})) if then else total
+            try:
+                before = self._quarantined(self._dataset.model_copy(update={"md5": then})) if then else total
+            except StepError:  # the champion's dataset was removed since: then it is not known
+                before = total
         else:
             before = next((one.unusable for one in past if one.number == window.number - 1 and one.unusable), total)
         more = max(0, total - before)

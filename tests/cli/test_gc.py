@@ -13,7 +13,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from ssl_core.cli import main
-from ssl_core.cli.gc import abandoned, cache_overflow
+from ssl_core.cli.gc import abandoned, cache_overflow, stale_work
 from ssl_core.config.settings import Settings
 from ssl_core.config.tokenizer import TokenizerConfig
 from ssl_core.data.text.pretrained import _kept
@@ -21,6 +21,7 @@ from ssl_core.data.text.spool import Spool
 from ssl_core.data.text.tokens import open_tokens
 from ssl_core.data.text.training import train
 from ssl_core.step import NoProgress
+from ssl_core.store import Store
 from tests.data.text.corpora import PROSE, make_version
 
 CACHED = [
@@ -195,3 +196,11 @@ def test_a_download_that_is_killed_is_found(settings: Settings) -> None:
     (item,) = abandoned(settings.cache, 0)
     assert Path(item.path).parent == settings.cache / "pretrained"
     assert item.bytes == 1000
+
+
+def test_what_the_monitor_keeps_in_the_store_goes_when_nobody_made_it_lately(settings: Settings) -> None:
+    store = Store(settings.store_url, settings.cache)
+    old, new = (put(Path(store.root), f"digits/kept/{origin}/0f.npy", days) for origin, days in (("a", 8), ("b", 1)))
+    age(old.parent, 8)
+    assert [item.path for item in stale_work(store, 7)] == [str(old.parent)]
+    assert new.exists()

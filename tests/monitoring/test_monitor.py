@@ -6,6 +6,7 @@ import shutil
 from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -78,7 +79,9 @@ def test_a_world_that_moves_is_an_alarm_at_the_second_window_and_wakes_a_retrain
     assert report.retrain is (report.finding.kind == "covariate-shift")
     assert made.news is report.retrain
     again, repeated = world.watch()
-    assert (again, repeated.news, repeated.alert) == (report, False, ""), "the same window twice"
+    assert (again, repeated.news, repeated.alert) == (report, False, made.alert), (
+        "the same window twice: an open incident stays open"
+    )
     retried, second_try = world.watch(run="the-one")
     assert (retried, second_try.news) == (report, made.news), "a second try of the run loses no alarm"
 
@@ -168,6 +171,26 @@ def test_a_newer_schema_is_a_fault_of_the_data_and_no_crash(world: World) -> Non
     assert world.store.names("monitor/tiny") == [], "a release that knows the schema judges it"
     report, _ = world.watch()
     assert report.finding.kind == "quiet"
+
+
+def test_a_class_that_got_lost_is_a_fault_of_the_data(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    world.arrive(100)
+    monkeypatch.setattr("ssl_core.monitoring.seen.recorded", lambda ctx, entry: SimpleNamespace(classes=["0", "ten"]))
+    report, made = world.watch()
+    assert (report.finding.kind, made.news) == ("data-bug", False)
+    assert report.finding.reasons == ["schema: the class ten is gone, which the champion knows"]
+    assert made.alert.startswith("data-bug")
+
+
+def test_a_window_of_which_many_files_could_not_be_used_is_a_broken_feed(world: World) -> None:
+    world.arrive(100)
+    report, made = world.watch(dataset=world.publish(quarantined=20))
+    assert report.finding.kind == "data-bug"
+    assert "18% of the window's files" in report.finding.reasons[0]
+    assert "v2" in made.alert
+    world.arrive(100)
+    report, _ = world.watch(dataset=world.publish(quarantined=22))
+    assert report.finding.kind == "quiet", "of these, only two came with the window"
 
 
 def test_files_of_the_champion_that_are_gone_are_told_with_what_to_do(world: World) -> None:
