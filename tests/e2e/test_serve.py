@@ -16,12 +16,14 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import pyarrow.parquet as pq
 import pytest
 from safetensors.numpy import load_file
 
 from ssl_core.config.settings import Settings
 from ssl_core.registry.server import ensure_server, stop_server
 from ssl_core.serving.image_package import to_png
+from tests.e2e.tools.platform import wait_until
 from tests.registry.conftest import CLASSES, World, golden_pixels
 
 pytestmark = pytest.mark.e2e
@@ -125,6 +127,7 @@ def test_the_champion_is_served_in_a_fresh_environment(
         "1",
     ]
     environment["MLFLOW_TRACKING_URI"] = server_settings.local_mlflow_url
+    environment["SSL_PREDICTION_LOG"] = str(tmp_path / "log")
     with log.open("wb") as output:
         process = subprocess.Popen(
             command, cwd=tmp_path, env=environment, stdout=output, stderr=output, start_new_session=True
@@ -153,3 +156,9 @@ def test_the_champion_is_served_in_a_fresh_environment(
     finally:
         os.killpg(process.pid, 15)
         process.wait(30)
+    # Told to stop, it wrote what it had answered, and nothing of what it had refused.
+    wait_until(lambda: [*(tmp_path / "log").rglob("*.parquet")], 20, "the prediction log")
+    (file,) = (tmp_path / "log").rglob("*.parquet")
+    logged = pq.read_table(file).to_pylist()
+    assert [CLASSES[int(row.argmax())] for row in wanted] == [row["label"] for row in logged]
+    assert {(row["model"], row["version"]) for row in logged} == {("tiny", "1")}

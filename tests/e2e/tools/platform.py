@@ -114,16 +114,35 @@ class Platform:
         path = f"dags/{dag_id}/dagRuns/{quote(run_id, safe='')}/taskInstances"
         return {task["task_id"]: task for task in self.api.get(path)["task_instances"]}
 
-    def wait(self, dag_id: str, run_id: str, timeout: float = 240, state: str = "success") -> dict[str, dict[str, Any]]:
-        """Waits until the run ends, asserts how, and returns its tasks."""
+    def wait(
+        self, dag_id: str, run_id: str, timeout: float = 240, state: str = "success", asked: str = "Promote"
+    ) -> dict[str, dict[str, Any]]:
+        """Waits until the run ends, asserts how, and returns its tasks. Where a person is asked, the answer is ``asked``; empty: none."""
         path = f"dags/{dag_id}/dagRuns/{quote(run_id, safe='')}"
-        wait_until(lambda: self.api.get(path)["state"] in ENDED, timeout, f"the end of {dag_id}")
+
+        def ended() -> bool:
+            if asked and dag_id.endswith(".finetune"):
+                self.answer(dag_id, asked)
+            return self.api.get(path)["state"] in ENDED
+
+        wait_until(ended, timeout, f"the end of {dag_id}")
         tasks = self.tasks(dag_id, run_id)
         found = self.api.get(path)["state"]
         assert found == state, f"{dag_id} is {found}: " + "\n".join(
             line for name, task in tasks.items() if task["state"] == "failed" for line in self.log(dag_id, run_id, name)
         )
         return tasks
+
+    def answer(self, dag_id: str, chosen: str, comment: str | None = None) -> list[str]:
+        """A person's answer to every run of ``dag_id`` that waits for one; what each of them was asked."""
+        found = self.api.get(f"dags/{dag_id}/dagRuns/~/hitlDetails", task_id="approve", response_received="false")
+        asked = []
+        for detail in found["hitl_details"]:
+            run = quote(detail["task_instance"]["dag_run_id"], safe="")
+            path = f"dags/{dag_id}/dagRuns/{run}/taskInstances/approve/-1/hitlDetails"
+            self.api.patch(path, {"chosen_options": [chosen], "params_input": {"comment": comment}})
+            asked.append(detail["body"])
+        return asked
 
     def wait_for_task(self, dag_id: str, run_id: str, task: str, *states: str, timeout: float = 120) -> None:
         wait_until(lambda: self.tasks(dag_id, run_id).get(task, {}).get("state") in states, timeout, f"{task} {states}")
