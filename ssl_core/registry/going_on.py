@@ -50,16 +50,13 @@ def champion_to_go_on_from(
         if project.continual.when == "drift" and not drift:
             return None, ""
         champion = _version(client, project, standing(entries).champion or "")
-        reason = "there is no champion to go on from"
-        if champion is not None:
-            reason = _unfit(champion, store, dataset, encoder)
-        if not reason and control_due(
-            entries, lambda number: _continued(client, project, number), project.continual.control_every
-        ):
+        if champion is None:
+            return None, "there is no champion to go on from"
+        if reason := _unfit(champion, store, dataset, encoder):
+            reason = f"not going on from version {champion.version}: {reason}"
+        elif control_due(entries, lambda number: _continued(client, project, number), project.continual.control_every):
             reason = "this time from the encoder on everything, as a control (continual.control_every)"
-    if champion is None or reason:
-        return None, reason
-    return versions.to_ref(champion), f"goes on from version {champion.version}"
+    return (None, reason) if reason else (versions.to_ref(champion), f"goes on from version {champion.version}")
 
 
 def control_due(entries: list[LedgerEntry], continued: Callable[[str], bool], every: int) -> bool:
