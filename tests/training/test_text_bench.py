@@ -19,6 +19,7 @@ from ssl_core.contracts import DatasetRef, ModelRef
 from ssl_core.data.table import LabelType
 from ssl_core.errors import UserError
 from ssl_core.evaluation.text_baselines import TextBaselines
+from ssl_core.models.anchors import anchored
 from ssl_core.models.text_embed import embed_texts
 from ssl_core.models.text_golden import unpack
 from ssl_core.models.text_weights import load_encoder, random_encoder
@@ -26,7 +27,7 @@ from ssl_core.step import StepContext
 from ssl_core.store import path_sha256
 from ssl_core.tasks import text_classification as task
 from ssl_core.training import finetune, text_bench
-from ssl_core.training.bench import Bench
+from ssl_core.training.bench import Bench, Start
 from ssl_core.training.runtime import Runtime
 from ssl_core.training.text_bench import open_bench, texts_at
 from tests.data.remotes import stored_version
@@ -147,6 +148,39 @@ def test_labels_outside_the_budget_are_never_read(
     other = second.model.state_dict()
     assert all(torch.equal(value, other[name]) for name, value in first.model.state_dict().items())
     assert first.record == second.record
+
+
+@pytest.mark.parametrize("method", ["full", "linear", "lora"])
+@pytest.mark.parametrize("label_type", ["class", "number"])
+def test_it_starts_from_what_another_model_knows(
+    context: Callable[..., StepContext], label_type: LabelType, method: str
+) -> None:
+    """With rates of all but nothing it answers as that model does, whatever its head was standardised with."""
+    bench = bench_of(context(label_type, key=method, epochs=3))
+    train = bench.table.positions("train")
+    known = bench.finetune(train, train[:0]).model
+    assert bench.suits(known) == ""
+    still = context(
+        label_type, key=f"{method}-2", method=method, learning_rate=1e-12, encoder_learning_rate=0.0, epochs=1
+    )
+    start = Start(known, anchored(1.0))
+    again = bench.finetune(train[:12], train[:0], task=still.project.task, start=start).model
+    scores, before = bench.scores(again, train), bench.scores(known, train)
+    np.testing.assert_allclose(scores, before, rtol=1e-3, atol=1e-4)
+    logits = bench.logits(known, train[:3])
+    assert logits.requires_grad
+    if label_type == "class":
+        np.testing.assert_allclose(logits.softmax(dim=1).detach().numpy(), before[:3], rtol=1e-4, atol=1e-5)
+
+
+def test_a_model_of_other_labels_does_not_suit(context: Callable[..., StepContext]) -> None:
+    bench = bench_of(context("class", epochs=1))
+    train = bench.table.positions("train")
+    model = bench.finetune(train, train[:0]).model
+    model.classes = ["a", "b", "c"]
+    assert bench.suits(model) == "it knows other classes"
+    model.label_type = "classes"
+    assert bench.suits(model) == "its labels are of type classes"
 
 
 def test_the_twin_from_random_weights_shares_all_but_the_encoder(context: Callable[..., StepContext]) -> None:
