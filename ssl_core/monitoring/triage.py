@@ -20,11 +20,11 @@ from ssl_core.monitoring.document import MOST_REASONS, Action, Finding, Kind
 MOST_QUARANTINED = 0.1
 """Share of a window's files that could not be used, from which the feed is broken and not the world."""
 LEVEL = 0.05
-"""Of q-values of the mix of classes."""
+"""The p-value above which nothing is seen."""
 CHANGED = 0.1
 """PSI of the mix of classes from which a change counts (``columns.CHANGED``)."""
 SURE = 0.01
-"""The p-value up to which a part of a window is said to differ."""
+"""The p-value up to which the mix of classes, or a part of a window, is said to differ: each window is asked."""
 QUALITY_LOST = 0.05
 """How far below the reference's the quality may surely be, while nothing looks different, before the labels are in doubt."""
 BEYOND = 0.5
@@ -292,7 +292,7 @@ def _quality(evidence: Evidence) -> Iterator[str]:
 
 
 def _changed(psi: float | None, q: float | None) -> bool:
-    return psi is not None and q is not None and q <= LEVEL and psi >= CHANGED
+    return psi is not None and q is not None and q <= SURE and psi >= CHANGED
 
 
 def _listed(names: Sequence[str], most: int = 4) -> str:

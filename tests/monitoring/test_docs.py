@@ -50,6 +50,7 @@ def test_every_finding_and_action_is_told() -> None:
         f"at least {triage.SURE_ENOUGH:.0%} of its confidence",
         f"at least {triage.FEWEST_LABELS} labels",
         f"p above {triage.SURE:g}",
+        f"PSI is at least {triage.CHANGED:g} and p at most {triage.SURE:g}",
         f"PSI is at least {columns.CHANGED:g} and q at most {columns.LEVEL:g}",
         f"the {evidence.NEIGHBOURS} nearest neighbours",
         f"the newest {prediction_log.MOST_ROWS:,}",
