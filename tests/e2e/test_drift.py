@@ -8,6 +8,7 @@ import re
 import pytest
 
 from ssl_core.monitoring.document import DriftReport
+from tests.e2e.tools import browser
 from tests.e2e.tools.platform import QUICK, Platform, wait_until
 
 pytestmark = [pytest.mark.e2e, pytest.mark.airflow]
@@ -81,12 +82,16 @@ def decide(airflow: Platform, dag_id: str, run: str, chosen: str, comment: str) 
     assert "NEEDS_HUMAN" in asked
 
 
-def test_a_person_promotes_declines_or_lets_it_expire(airflow):
+@pytest.mark.browser
+def test_a_person_promotes_declines_or_lets_it_expire(airflow, tmp_path):
     airflow.show("asked", QUICK + "promotion: {approval: human}\n")
     airflow.wait("asked.ingest", airflow.trigger("asked.ingest"))
     for template in ("pretrain", "finetune"):
         wait_until(lambda template=template: bool(airflow.runs(f"asked.{template}")), 240, template)
     first = airflow.runs("asked.finetune")[0]["dag_run_id"]
+    airflow.wait_for_task("asked.finetune", first, "approve", "awaiting_input", timeout=240)
+    with browser.signed_in(airflow.settings) as page:
+        assert browser.Walk(page, airflow.settings, "asked", tmp_path).approve().stat().st_size > 5_000
     decide(airflow, "asked.finetune", first, "Promote", "looks fine")
     tasks = airflow.wait("asked.finetune", first)
     assert tasks["promote"]["state"] == "success"

@@ -1,6 +1,7 @@
 """A real browser on the real pages: what a person sees of a project in Airflow and MLflow.
 
-    python -m tests.e2e.tools.browser digits docs/images    # after `make demo`: the README's screenshots
+    python -m tests.e2e.tools.browser digits docs/images                # after `make demo`: the README's screenshots
+    python -m tests.e2e.tools.browser digits-live docs/images approve   # while a run waits for a person: that one
 
 Chromium comes from the system (`apt-get install chromium`), never from a download; ``SSL_CHROMIUM`` names another one.
 """
@@ -101,6 +102,15 @@ class Walk:
         self._page.wait_for_timeout(1000)  # the graph moves into place
         return self._picture("assets")
 
+    def approve(self) -> Path:
+        """A run that waits for a person: the gate's report, and the answers below it."""
+        run = self._newest("finetune")
+        self._open(f"/dags/{self._project}.finetune/runs/{quote(run, safe='')}/tasks/approve/required_actions")
+        expect(self._page.get_by_text("NEEDS_HUMAN").first).to_be_visible()
+        for answer in ("Promote", "Decline"):
+            expect(self._page.get_by_role("button", name=answer).first).to_be_attached()
+        return self._picture("approve")
+
     def links(self) -> str:
         """The link from a task to its MLflow run; follows it, and returns the run page's address."""
         run = self._newest("pretrain", task="pretrain")
@@ -155,7 +165,8 @@ def main() -> None:
     settings = Settings()
     with signed_in(settings) as page:
         walk = Walk(page, settings, project, folder)
-        for picture in (walk.dags(), walk.grid(), walk.log(), walk.form(), walk.assets(), walk.model()):
+        for name in sys.argv[3:] or ("dags", "grid", "log", "form", "assets", "model"):
+            picture = getattr(walk, name)()
             shrink(picture)
             print(f"{picture}: {picture.stat().st_size / 1024:.0f} KB")
 
