@@ -16,7 +16,7 @@ Quality on the test set, ``motive: non-inferiority``:
 
 The level of the second condition is what decides how many worse challengers slip through: of those that lose 2 points in
 truth, 1 in 200, at any size of the test set. (The usual rule, the 95% interval above the margin, lets 1 in 40 through; and with
-a margin that grows with the smallest detectable difference as many as 1 in 4: benchmarks/gate_power.py.) d >= 0 keeps many small
+a margin that grows with the smallest detectable difference up to 1 in 3: benchmarks/gate_power.py.) d >= 0 keeps many small
 losses from adding up over many promotions.
 
 ``motive: superiority``: PROMOTE only where it is better for sure; REJECT also where d <= 0 and a gain of *tolerated* is ruled out
