@@ -359,15 +359,59 @@ class World:
 
 
 @pytest.fixture
-def real_world(settings: Settings, make_project: Callable[..., ProjectConfig], tmp_path: Path) -> World:
-    project = make_project(encoder={"widths": [8]}, evaluate={"bootstrap": 500})
-    return World(settings, project, tmp_path)
+def real_world(settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> World:
+    """Models are asked in this process: a fresh one takes seconds, and one test pays them (``test_promote.py``)."""
+    in_this_process(monkeypatch)
+    return World(settings, tiny_project(), tmp_path)
+
+
+def in_this_process(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(afresh, "require_golden", lambda settings, uri, golden: versions.require_golden(uri, golden))
+
+
+def tiny_project() -> ProjectConfig:
+    sections = {"encoder": {"widths": [8]}, "evaluate": {"bootstrap": 500}}
+    return ProjectConfig.model_validate({"name": "tiny", "data": {"source": "sample://digits"}, **sections})
+
+
+def without_models(patch: pytest.MonkeyPatch) -> None:
+    """No model is logged or loaded: for what is decided, not for what is served. Seconds faster."""
+    patch.setattr(register, "_log", lambda ctx, kind, folder, golden, card: ("", folder.as_uri()))
+    patch.setattr(versions, "replay_golden", lambda uri, golden: 0.0)
+    in_this_process(patch)
 
 
 @pytest.fixture
 def world(real_world: World, monkeypatch: pytest.MonkeyPatch) -> World:
-    """``real_world``, but no model is logged or loaded: for what is decided, not for what is served. Seconds faster."""
-    monkeypatch.setattr(register, "_log", lambda ctx, kind, folder, golden, card: ("", folder.as_uri()))
-    monkeypatch.setattr(versions, "replay_golden", lambda uri, golden: 0.0)
-    monkeypatch.setattr(afresh, "require_golden", lambda settings, uri, golden: versions.require_golden(uri, golden))
+    """``real_world`` ``without_models``."""
+    without_models(monkeypatch)
     return real_world
+
+
+@pytest.fixture(scope="session")
+def champions(empty_database: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A home and a registry with the champions 1, 2 and 3, one after the other, and a rejected 4; made once."""
+    folder = tmp_path_factory.mktemp("champions")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        without_models(patch)
+        shutil.copyfile(empty_database, folder / "mlflow.db")
+        made = World(
+            Settings(home=folder / "home", MLFLOW_TRACKING_URI=f"sqlite:///{folder / 'mlflow.db'}"),
+            tiny_project(),
+            folder,
+        )
+        for number, right in enumerate((150, 165, 180), start=1):
+            assert made.champion(f"c{number}", right, dataset=number) == str(number)
+        made.promote(made.gate(made.register("c4", 90, dataset=4))[1])
+        assert made.aliases() == {"champion": "3", "previous": "2"}
+    return folder
+
+
+@pytest.fixture
+def after_three(champions: Path, world: World) -> World:
+    """A world of this test's own that goes on from ``champions``."""
+    shutil.copytree(champions / "home", world.settings.home, dirs_exist_ok=True)
+    shutil.copyfile(champions / "mlflow.db", world.tmp / "mlflow.db")
+    world.runs = 1000
+    return world

@@ -23,6 +23,8 @@ from ssl_core.registry import afresh, promote, register, versions
 from ssl_core.registry.ledger import Ledger
 from tests.registry.conftest import World, write_classifier
 
+ASK_AFRESH = afresh.require_golden  # before a fixture replaces it
+
 
 def ledger(world: World) -> Ledger:
     return Ledger(world.store, "tiny")
@@ -189,6 +191,25 @@ def test_two_promotions_at_once_make_one_champion(world: World, monkeypatch: pyt
     assert len(ledger(world).entries()) == 1
 
 
+def test_a_promotion_that_another_one_overtakes_is_refused(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Both have found the same champion; the other is done while this one loads its model."""
+    world.champion("a", 150)
+    _, one = world.gate(world.register("b", right=170, dataset=2))
+    _, two = world.gate(world.register("c", right=180, dataset=3))
+
+    def meanwhile(uri: str, golden: Path) -> float:
+        if uri == "models:/tiny/2":
+            monkeypatch.setattr(versions, "replay_golden", lambda uri, golden: 0.0)
+            world.promote(two)
+        return 0.0
+
+    monkeypatch.setattr(versions, "replay_golden", meanwhile)
+    with pytest.raises(CheckFailed, match="the champion is version 3, but the report compares with 1"):
+        world.promote(one)
+    assert world.aliases()["champion"] == "3"
+    assert [(e.action, e.model_version) for e in ledger(world).entries()] == [("PROMOTED", "1"), ("PROMOTED", "3")]
+
+
 def test_a_champion_that_fails_by_its_alias_is_taken_back(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     world.promote(world.gate(world.register("a", right=150))[1])
     inputs = world.register("b", right=180, dataset=2)
@@ -289,14 +310,21 @@ def test_a_full_temporary_disk_is_not_the_models_fault(tmp_path: Path, monkeypat
         versions.replay_golden("models:/tiny@champion", tmp_path / "golden.safetensors")
 
 
-def test_the_champion_answers_by_its_alias(real_world: World) -> None:
+def test_the_champion_answers_by_its_alias(real_world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Here the fresh process is one."""
     import mlflow
+
+    asked: list[str] = []
+    monkeypatch.setattr(
+        afresh, "require_golden", lambda s, uri, golden: asked.append(uri) or ASK_AFRESH(s, uri, golden)
+    )
 
     from ssl_core.serving.image_package import PACKAGE
     from tests.registry.conftest import golden_pixels
 
     inputs = real_world.register("a", right=150)
     real_world.promote(real_world.gate(inputs)[1])
+    assert asked == ["models:/tiny@champion"]
     answer = mlflow.pyfunc.load_model("models:/tiny@champion").predict(PACKAGE.request({"pixels": golden_pixels(1)}))
     wanted = load_file(real_world.store.fetch(inputs["registered_model"]) / "golden.safetensors")["probabilities"]
     assert [list(row.values()) for row in answer["probabilities"]] == pytest.approx(wanted.double().numpy(), abs=1e-6)
@@ -625,7 +653,7 @@ def with_difference(tmp_path: Path) -> Callable[[str], Callable[..., None]]:
             "    client.connect = lambda settings: None\n"
             "patch()\n"
         )
-        return lambda settings: afresh.require_golden(settings, "models:/tiny@champion", tmp_path / "golden")
+        return lambda settings: ASK_AFRESH(settings, "models:/tiny@champion", tmp_path / "golden")
 
     return prepare
 

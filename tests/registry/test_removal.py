@@ -11,12 +11,9 @@ from tests.registry.conftest import World
 
 
 @pytest.fixture
-def four(world: World) -> World:
+def four(after_three: World) -> World:
     """Champions 1, 2 and 3 one after the other, and a rejected 4."""
-    for number, right in enumerate((150, 165, 180), start=1):
-        world.champion(f"c{number}", right, dataset=number)
-    world.promote(world.gate(world.register("d", 90, dataset=4))[1])
-    return world
+    return after_three
 
 
 def remove(world: World, version: str, *, encoder: bool = False) -> str:
