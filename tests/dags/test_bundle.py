@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from ssl_dags.templates import TEMPLATES
+
 # Each would end a string or a line, or be no text at all.
 HOSTILE = {
     "triple quotes": b"name: x\ndescription: \"\"\"\nimport os\n'''\nimport os\n",
@@ -92,7 +94,7 @@ def test_a_hostile_project_is_an_error_of_its_own_file(load, projects, write_pro
     bag = load()
     assert set(bag.import_errors) == {"x.yaml.py"}
     assert str(projects / "x.yaml") in bag.import_errors["x.yaml.py"]
-    assert set(bag.dags) == {"good.ingest", "good.pretrain", "good.finetune"}
+    assert set(bag.dags) == {f"good.{template}" for template in TEMPLATES}
 
 
 @pytest.mark.parametrize(
@@ -102,7 +104,7 @@ def test_a_project_file_may_be_called_anything(load, projects, write_project, na
     write_project("tiny").rename(projects / name)
     bag = load()
     assert bag.import_errors == {}
-    assert len(bag.dags) == 3
+    assert len(bag.dags) == len(TEMPLATES)
 
 
 def test_only_project_files_count(bundle, projects, write_project):
@@ -148,7 +150,7 @@ def test_a_crash_leaves_no_half_written_dag_file(bundle, load, write_project, mo
     assert not any(name.endswith(".py") for name in files(bundle))
     bag = load()
     assert bag.import_errors == {}
-    assert len(bag.dags) == 3
+    assert len(bag.dags) == len(TEMPLATES)
 
 
 def test_a_file_name_that_no_disk_takes_hides_no_other(bundle, write_project, projects):

@@ -40,6 +40,8 @@ def test_the_server_finds_each_link_under_a_key_of_its_own(make_dag):
     keys = {link.name: link.xcom_key for link in dag.task_dict["gate"].operator_extra_links}
     back = DagSerialization.deserialize_dag(DagSerialization.serialize_dag(dag))
     for task in back.task_dict.values():
+        if task.task_id == "approve":  # no step, no links
+            continue
         assert {link.name: link.xcom_key for link in task.operator_extra_links} == keys
     assert set(keys) == {"MLflow run", "Report"}
     assert len(set(keys.values())) == 2
