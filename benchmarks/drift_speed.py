@@ -71,7 +71,7 @@ def main() -> None:
         "seed": arguments.seed,
         "features": FEATURES,
         "sizes": rows,
-        "exponent": exponent(rows),
+        "growth": growth(rows),
         "within_limits": rows[-1]["seconds"] <= MOST_SECONDS and rows[-1]["peak_bytes"] <= MOST_BYTES,
     }  # fmt: skip
     arguments.out.mkdir(parents=True, exist_ok=True)
@@ -79,7 +79,7 @@ def main() -> None:
     plot(arguments.out / "drift-speed.png", rows)
     for row in rows:
         print(f"{row['samples']:>7,} against {row['samples']:,}: {row['seconds']:.1f} s (CPU {row['cpu_seconds']:.1f} s), {row['peak_bytes'] / 1e6:.0f} MB, {row['finding']}")  # fmt: skip
-    print(f"time grows as N^{document['exponent']:.2f}")
+    print(document["growth"])
 
 
 def measure(samples: int, seed: int) -> dict[str, Any]:
@@ -206,12 +206,14 @@ def put(remote: Path, data: bytes, ending: str = "") -> str:
     return md5 + ending
 
 
-def exponent(rows: list[dict[str, Any]]) -> float:
-    """b of ``seconds = c * samples^b``, by least squares; 1 is linear, less than 1 where something is the same for all sizes."""
-    if len(rows) < 2:
-        return float("nan")
-    logs = np.log([[row["samples"], row["cpu_seconds"]] for row in rows])
-    return float(np.polyfit(logs[:, 0], logs[:, 1], 1)[0])
+def growth(rows: list[dict[str, Any]]) -> dict[str, float]:
+    """CPU seconds as ``same + each * thousands of samples``, by least squares, and how far the farthest lies off that line."""
+    sizes, seconds = (np.array([row[name] for row in rows], dtype=float) for name in ("samples", "cpu_seconds"))
+    if len(rows) < 3:
+        return {}
+    each, same = np.polyfit(sizes / 1000, seconds, 1)
+    off = np.abs(same + each * sizes / 1000 - seconds).max()
+    return {"same_for_all_seconds": round(float(same), 2), "seconds_a_thousand": round(float(each), 4), "farthest_off_seconds": round(float(off), 2)}  # fmt: skip
 
 
 def plot(path: Path, rows: list[dict[str, Any]]) -> None:
