@@ -23,7 +23,10 @@ from ssl_core.errors import StepError, Stopped
 # A command's module is imported when the command is called: `ssl-core --help` loads none of them.
 _COMMANDS = {
     "demo": ("ssl_core.cli.demo:demo", "Start the platform and take a project through Airflow to a champion."),
-    "demo-drift": ("ssl_core.cli.demo_drift:demo_drift", "Play drift on real digits, up to a champion that has learned it."),
+    "demo-drift": (
+        "ssl_core.cli.demo_drift:demo_drift",
+        "Play drift on real digits, up to a champion that has learned it.",
+    ),
     "run": ("ssl_core.cli.run:run", "Take a project through every step, in this process."),
     "report": ("ssl_core.cli.report:report", "Did pretraining help? The champion's evaluation."),
     "embed": ("ssl_core.cli.embed:embed", "Send texts or images through a registered model, into a Parquet file."),

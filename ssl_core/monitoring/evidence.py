@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ssl_core.config.monitor import MonitorConfig
+from ssl_core.data.origin import source_names
 from ssl_core.models import probes
 from ssl_core.monitoring import feed, mix
 from ssl_core.monitoring.columns import Column
@@ -151,7 +152,7 @@ def culprit(reference: Side, window: Side, config: MonitorConfig, seed: int = 0)
     Where that is true of several, the one with the most samples. None where the window has one source only: there is nothing to
     compare it with.
     """
-    names = feed.source_names(window.manifest)
+    names = source_names(window.manifest)
     counts = names[names != ""].value_counts()
     for name, rows in counts.head(MOST_PARTS).items():
         own = (names == name).to_numpy()

@@ -14,6 +14,7 @@ from ssl_core.config.monitor import MonitorConfig
 from ssl_core.contracts import DatasetRef
 from ssl_core.data import reader
 from ssl_core.data.dataset import INFO_FILE, manifest_schema
+from ssl_core.data.origin import source_names
 from ssl_core.data.table import LabelType, SampleTable
 from ssl_core.data.windows import ReferenceRows, Window, old_windows, reference_of, version_number
 from ssl_core.errors import StepError
@@ -334,7 +335,7 @@ def difference_interval(window: np.ndarray, reference: np.ndarray) -> tuple[floa
 
 
 def _with_sources(rows: pd.DataFrame, label: str) -> pd.DataFrame:
-    found = rows.assign(source=feed.source_names(rows))
+    found = rows.assign(source=source_names(rows))
     return found.assign(label=found["label"].astype("float64")) if label == "number" else found
 
 

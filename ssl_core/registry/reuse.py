@@ -54,7 +54,8 @@ def finding(uses: Uses) -> list[Finding]:
     """The count in words; from ``WARN_FROM`` on with what to do. Never a verdict: the vault is there for that."""
     if not uses.total:
         return []
-    text = f"this test set has judged {uses.same} other challengers, other versions of it {uses.others} more"
+    judged = f"{uses.same} other challenger{'' if uses.same == 1 else 's'}"
+    text = f"this test set has judged {judged} before, other versions of it {uses.others} more"
     if uses.total >= WARN_FROM:
         text += (
             f": from about {WARN_FROM} on, one looks better by chance alone. Label a fresh window, "

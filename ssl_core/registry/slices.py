@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from ssl_core.config.promotion import PromotionConfig
+from ssl_core.data.origin import source_names
 from ssl_core.data.table import SampleTable
 from ssl_core.errors import did_you_mean
 from ssl_core.evaluation.predictions import Predictions, paired_quality
@@ -122,8 +123,8 @@ def masks(mine: Predictions, rows: np.ndarray, table: SampleTable) -> Mapping[st
         numbers = mine.targets[rows, 0]
         fifth = np.searchsorted(np.quantile(numbers, [0.2, 0.4, 0.6, 0.8]), numbers, side="right")
         found |= {f"label={name}": fifth == k for k, name in enumerate(table.strata)}
-    source = _column(mine, rows, table, "source")
-    found |= {f"source={name}": source == name for name in sorted(set(source.tolist()))}
+    source = source_names(table.manifest).set_axis(table.manifest["sample_id"]).reindex(_ids(mine, rows)).to_numpy()
+    found |= {f"source={name}": source == name for name in sorted(set(source.tolist())) if name}
     window = windows_of(mine, rows, table)
     found |= {f"window=v{number}": window == number for number in sorted(set(window.tolist()))}
     return {name: mask for name, mask in found.items() if mask.any()}
@@ -136,4 +137,8 @@ def windows_of(mine: Predictions, rows: np.ndarray, table: SampleTable) -> np.nd
 
 def _column(mine: Predictions, rows: np.ndarray, table: SampleTable, name: str) -> np.ndarray:
     values = table.manifest.set_index("sample_id")[name]
-    return values.reindex([mine.sample_ids[i] for i in rows]).to_numpy()
+    return values.reindex(_ids(mine, rows)).to_numpy()
+
+
+def _ids(mine: Predictions, rows: np.ndarray) -> list[str]:
+    return [mine.sample_ids[i] for i in rows]

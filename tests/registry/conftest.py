@@ -101,7 +101,7 @@ def manifest_rows(ids: list[str], split: str, first_version: np.ndarray | int = 
     n = len(ids)
     return pd.DataFrame({
         "sample_id": ids, "split": split, "group": ids, "label": [CLASSES[i % 3] for i in range(n)],
-        "source": [f"camera-{i % 2}" for i in range(n)], "arrived_at": pd.Timestamp("2026-01-01", tz="UTC"), "first_version": first_version,
+        "source": [f"camera-{i % 2}/{i}.png" for i in range(n)], "arrived_at": pd.Timestamp("2026-01-01", tz="UTC"), "first_version": first_version,
         "width": 8, "height": 8, "channels": 1, "bytes": 90, "brightness": 0.5, "contrast": 0.2,
     })  # fmt: skip
 

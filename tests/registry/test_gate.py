@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,11 +12,12 @@ import numpy as np
 import pytest
 
 from ssl_core.config.project import ProjectConfig
+from ssl_core.config.settings import Settings
 from ssl_core.contracts import GateReport, Ref, Verdict
 from ssl_core.errors import CheckFailed
 from ssl_core.evaluation.predictions import Predictions, make_predictions, test_set_digest, write_predictions
 from ssl_core.registry import checks
-from tests.registry.conftest import CLASSES, World, predictions_with, train_ids
+from tests.registry.conftest import CLASSES, World, predictions_with, tiny_project, train_ids, without_models
 
 PROMOTE, REJECT, HUMAN = Verdict.PROMOTE, Verdict.REJECT, Verdict.NEEDS_HUMAN
 
@@ -30,10 +32,26 @@ def project(make_project: Callable[..., ProjectConfig]) -> Callable[..., Project
     return make
 
 
+@pytest.fixture(scope="module")
+def first(empty_database: Path, tmp_path_factory: pytest.TempPathFactory) -> World:
+    """A world whose champion has 170 of 200 test samples right; made once."""
+    folder = tmp_path_factory.mktemp("first")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        without_models(patch)
+        shutil.copyfile(empty_database, folder / "mlflow.db")
+        settings = Settings(home=folder / "home", MLFLOW_TRACKING_URI=f"sqlite:///{folder / 'mlflow.db'}")
+        made = World(settings, tiny_project(), folder)
+        made.promote(made.gate(made.register("a", right=170))[1])
+    return made
+
+
 @pytest.fixture
-def champion(world: World) -> World:
-    """A world whose champion has 170 of 200 test samples right."""
-    world.promote(world.gate(world.register("a", right=170))[1])
+def champion(first: World, world: World) -> World:
+    """A world of this test's own that goes on from ``first``."""
+    shutil.copytree(first.settings.home, world.settings.home, dirs_exist_ok=True)
+    shutil.copyfile(first.tmp / "mlflow.db", world.tmp / "mlflow.db")
+    world.runs, world.datasets, world.sizes = 1000, dict(first.datasets), dict(first.sizes)
     return world
 
 
@@ -60,7 +78,7 @@ def test_a_better_challenger_is_promoted_and_the_report_says_why(champion: World
     assert "| accuracy on 200 test samples | 0.9500 | 0.8500 |" in report.summary_md
     assert "| label=ant | 67 |" in report.summary_md
     assert any("one seed only" in reason for reason in report.reasons)
-    assert any("judged 1 other challengers" in reason for reason in report.reasons)
+    assert any("judged 1 other challenger before" in reason for reason in report.reasons)
     assert any("the vault was not asked" in reason for reason in report.reasons)
     for name in ("difference", "floor", "detectable", "ece", "champion_ece", "megabytes", "test_set_uses"):
         assert isinstance(report.metrics[name], float), name
