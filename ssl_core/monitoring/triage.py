@@ -20,7 +20,7 @@ from ssl_core.monitoring.document import MOST_REASONS, Action, Finding, Kind
 MOST_QUARANTINED = 0.1
 """Share of a window's files that could not be used, from which the feed is broken and not the world."""
 LEVEL = 0.05
-"""The p-value above which nothing is seen."""
+"""The p-value above which nothing is seen; and of the mix of classes, where the embeddings show a change already."""
 CHANGED = 0.1
 """PSI of the mix of classes from which a change counts (``columns.CHANGED``)."""
 SURE = 0.01
@@ -134,8 +134,8 @@ class Evidence:
 
     @property
     def mix_changed(self) -> bool:
-        """Whether the champion answers other classes than it used to."""
-        return _changed(self.mix_psi, self.mix_q)
+        """Whether the champion answers other classes than it used to; where the embeddings show a change, less has to be proved."""
+        return _changed(self.mix_psi, self.mix_q, LEVEL if self.exceeded else SURE)
 
 
 def triage(evidence: Evidence, config: MonitorConfig) -> Finding:
@@ -291,8 +291,8 @@ def _quality(evidence: Evidence) -> Iterator[str]:
         )
 
 
-def _changed(psi: float | None, q: float | None) -> bool:
-    return psi is not None and q is not None and q <= SURE and psi >= CHANGED
+def _changed(psi: float | None, q: float | None, level: float = SURE) -> bool:
+    return psi is not None and q is not None and q <= level and psi >= CHANGED
 
 
 def _listed(names: Sequence[str], most: int = 4) -> str:
