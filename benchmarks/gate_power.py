@@ -165,7 +165,7 @@ def samples(n: int) -> SampleTable:
         pd.DataFrame(
             {
                 "sample_id": [f"{i:06d}" for i in range(n)], "split": "test", "label": [CLASSES[i % 10] for i in range(n)],
-                "source": [f"camera-{i % 2}" for i in range(n)], "first_version": 1,
+                "source": [f"camera-{i % 2}/{i}.png" for i in range(n)], "first_version": 1,
             }
         ),
         CLASSES,
