@@ -8,7 +8,16 @@ import pytest
 
 from ssl_core.config.project import ProjectConfig
 from ssl_core.contracts import ArtifactRef, DatasetRef
-from ssl_core.pipeline import STEPS, config_slice, get_step, producer, recipe_digest, skip_reason, step_key, steps_for
+from ssl_core.pipeline import (
+    STEPS,
+    config_slice,
+    get_step,
+    producer,
+    recipe_digest,
+    skip_reason,
+    step_key,
+    walk_for,
+)
 
 
 def artifact(sha: str) -> ArtifactRef:
@@ -58,8 +67,8 @@ WITH_LABELS = {"finetune", "evaluate", "register", "gate", "promote"}
 )
 def test_what_has_nothing_to_do(artifacts, skipped):
     skipped_texts = skipped | ({"tokenize"} if "pretrain" in skipped else set())
-    assert {step.name for step in steps_for("image") if skip_reason(step, artifacts)} == skipped
-    assert {step.name for step in steps_for("text") if skip_reason(step, artifacts)} == skipped_texts
+    assert {step.name for step in walk_for("image") if skip_reason(step, artifacts)} == skipped
+    assert {step.name for step in walk_for("text") if skip_reason(step, artifacts)} == skipped_texts
 
 
 def test_why_a_step_has_nothing_to_do():
