@@ -17,7 +17,8 @@ Accuracy is that on each window's test images. "Gained" is ``(going on - champio
 window, of the means over seeds. Intervals: 95%, Student's t over seeds; of the ratio, the bootstrap over seeds.
 
 Writes ``forgetting.json`` and ``forgetting.png``. Nothing was tuned on these seeds: the defaults were
-set beforehand and looked at on seeds 100 and 101. With `--home`, a call that was cut short goes on.
+set beforehand and looked at on seeds 100 and 101. With `--home`, a call
+that was cut short goes on, and `seconds` is null.
 """
 
 from __future__ import annotations
@@ -83,10 +84,10 @@ def main() -> None:
             for seed in arguments.seeds
         ]
     document = {
-        "command": shlex.join(["python", *sys.argv]),
+        "command": shlex.join(["python", *sys.argv]).replace(str(arguments.home), "DIR"),
         "machine": {"processor": processor(), "cpus": os.cpu_count(), "threads": arguments.threads, "device": "cpu", "system": platform.platform()},
         "versions": {name: version(name) for name in ("ssl-core", "torch", "numpy", "scikit-learn")} | {"python": platform.python_version(), "code": source_digest()},
-        "seeds": arguments.seeds, "severity": arguments.severity, "seconds": round(time.monotonic() - began, 1),
+        "seeds": arguments.seeds, "severity": arguments.severity, "seconds": None if arguments.home else round(time.monotonic() - began, 1),
         "continual": base_project(arguments.threads, "all", 0, changes).continual.model_dump(),
         "figures": {labels: figures([run for run in runs if run["labels"] == labels]) for labels in arguments.labels},
         "runs": runs,
