@@ -321,7 +321,7 @@ def plot(document: dict[str, Any], path: Path) -> None:
         axis.set_xlabel("change on the new window, points")
         axis.set_ylabel("change on the old window, points")
         axis.set_title(f"labels: {labels}, {len(document['seeds'])} seeds")
-    axes[0][0].legend(fontsize=8, loc="lower left")
+    axes[0][0].legend(fontsize=8, loc="center left")
     figure.tight_layout()
     figure.savefig(path, dpi=120)
 
