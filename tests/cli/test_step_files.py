@@ -16,11 +16,11 @@ from ssl_core.config.load import load_project
 from ssl_core.config.settings import Settings
 from ssl_core.contracts import ArtifactRef, DatasetRef, ModelRef, Ref, StepResult, StepSpec, StepStatus
 from ssl_core.errors import CheckFailed, TryAgain, UserError
-from ssl_core.pipeline import get_step, steps_for
+from ssl_core.pipeline import get_step, walk_for
 from ssl_core.step import NoProgress
 from ssl_core.store import Store, path_sha256
 
-STEPS = steps_for("image")
+STEPS = walk_for("image")
 
 
 def dataset(labelled: int = 60) -> DatasetRef:
