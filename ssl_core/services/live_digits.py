@@ -62,7 +62,7 @@ pretrain:
 task:
   name: image-classification
   spread_labels: false     # all images that arrive have a label
-  epochs: 40
+  epochs: 25
 """
     if path.exists() and not path.read_text(encoding="utf-8", errors="replace").startswith(_MARK):
         raise UserError("is not the demo's own project file", place=str(path), next_step="rename it, and its project")
