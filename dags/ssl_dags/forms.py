@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping
+from functools import cache
 from typing import Any
 
 from airflow.sdk import Param
@@ -101,9 +102,16 @@ def overrides(conf: Mapping[str, Any], project: ProjectConfig, template: str) ->
     return changes | dict(_flatten(conf.get("overrides") or {}))
 
 
+@cache
+def _properties(section: type[BaseModel]) -> dict[str, Any]:
+    """The JSON schemas of a section's fields; made once, as many projects have the same sections."""
+    properties: dict[str, Any] = section.model_json_schema()["properties"]
+    return properties
+
+
 def _leaves(section: Section, path: str) -> Iterator[tuple[str, Any, dict[str, Any]]]:
     """``(dotted key, value in the project, JSON schema)`` of every field that a form can show."""
-    schemas = type(section).model_json_schema()["properties"]
+    schemas = _properties(type(section))
     for name in type(section).model_fields:
         value = getattr(section, name)
         if isinstance(value, BaseModel):
@@ -154,7 +162,8 @@ def _value(key: str, value: Any, project: ProjectConfig) -> Any:
         section: Any = project
         for name in key.split(".")[:-1]:
             section = getattr(section, name)
-        schema = _simple(type(section).model_json_schema()["properties"][key.rpartition(".")[2]])
+        kind: type[BaseModel] = type(section)
+        schema = _simple(_properties(kind)[key.rpartition(".")[2]])
         if schema is not None and "x-mixed" in schema:
             return float(value) if "." in value else int(value)
     return value
