@@ -23,7 +23,7 @@ PROJECT = """\
 name: shapes
 data: {source: ../shapes}
 pretrain: {epochs: 2, batch_size: 32}
-task: {epochs: 2}
+task: {epochs: 2, seeds: 1}
 evaluate: {draws: 3, bootstrap: 200}
 """
 

@@ -34,7 +34,7 @@ SECRET = re.compile(r"secret|password|passwd|token|credential|(access|api|privat
 TINY = """name: tiny
 data: {source: sample://digits}
 pretrain: {epochs: 2, batch_size: 128, checkpoint_seconds: 0, threads: 1}
-task: {epochs: 2}
+task: {epochs: 2, seeds: 1}
 evaluate: {draws: 3, bootstrap: 100}
 """
 LOOK = "from urllib.request import urlopen; print(urlopen('http://mlflow:5000/health', timeout=5).read())"

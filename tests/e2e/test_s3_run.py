@@ -27,7 +27,7 @@ pytestmark = [pytest.mark.e2e, pytest.mark.s3]
 SSL_CORE = [sys.executable, "-m", "ssl_core.cli"]
 PROJECT = (
     "name: digits\ndata: {source: 's3://raw/digits'}\n"
-    "pretrain: {epochs: 4, batch_size: 128, threads: 1}\ntask: {epochs: 4}\nevaluate: {draws: 5}\n"
+    "pretrain: {epochs: 4, batch_size: 128, threads: 1}\ntask: {epochs: 4, seeds: 1}\nevaluate: {draws: 5}\n"
 )
 Command = Callable[..., str]
 

@@ -29,7 +29,7 @@ SECTIONS = """
 tokenizer: {size: 400}
 encoder: {layers: 1, hidden: 32, heads: 2, max_length: 32}
 pretrain: {epochs: 3, batch_tokens: 512, checkpoint_seconds: 0, threads: 1, precision: float32}
-task: {epochs: 6, batch_size: 16, learning_rate: 5.0e-3, encoder_learning_rate: 2.0e-3}
+task: {epochs: 6, seeds: 1, batch_size: 16, learning_rate: 5.0e-3, encoder_learning_rate: 2.0e-3}
 evaluate: {draws: 3, bootstrap: 100}
 limits: {retry_seconds: 2}
 """

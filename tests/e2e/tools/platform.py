@@ -22,7 +22,7 @@ from tests.e2e.test_run import free_port, write_images
 
 ENDED = ("success", "failed")
 # Small enough for a minute, long enough to be interrupted: about 90 images.
-QUICK = "pretrain: {epochs: 4, batch_size: 32, checkpoint_seconds: 0, threads: 1}\ntask: {epochs: 4}\nevaluate: {draws: 3, bootstrap: 100}\nlimits: {retry_seconds: 2}\n"
+QUICK = "pretrain: {epochs: 4, batch_size: 32, checkpoint_seconds: 0, threads: 1}\ntask: {epochs: 4, seeds: 1}\nevaluate: {draws: 3, bootstrap: 100}\nlimits: {retry_seconds: 2}\n"
 LONG = QUICK.replace("epochs: 4, batch_size: 32", "epochs: 150, batch_size: 32")
 
 
