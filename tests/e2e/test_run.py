@@ -21,7 +21,9 @@ from PIL import Image
 pytestmark = pytest.mark.e2e
 
 Command = Callable[..., subprocess.CompletedProcess[str]]
-QUICK = "pretrain: {epochs: 4, batch_size: 128, checkpoint_seconds: 0}\ntask: {epochs: 4, seeds: 1}\nevaluate: {draws: 5}\n"
+QUICK = (
+    "pretrain: {epochs: 4, batch_size: 128, checkpoint_seconds: 0}\ntask: {epochs: 4, seeds: 1}\nevaluate: {draws: 5}\n"
+)
 
 
 def free_port() -> int:
