@@ -34,7 +34,7 @@ def anchored(strength: float, ewc: float = 0.0, fisher: Mapping[str, Tensor] | N
 
     def start(trained: nn.Module) -> Callable[[], Tensor]:
         kept = [
-            (p, p.detach().clone(), strength + ewc * importance[name] if name in importance else strength)
+            (p, p.detach().clone(), strength + ewc * importance[name].to(p.device) if name in importance else strength)
             for name, p in trained.named_parameters()
             if p.requires_grad
         ]

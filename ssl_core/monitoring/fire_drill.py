@@ -237,34 +237,30 @@ def windows(ctx: StepContext, name: str, dataset: DatasetRef, champion: Champion
     spread = np.maximum(embedded.std(axis=0), 1e-6)
     away = np.square((embedded - embedded[0]) / spread).sum(axis=1)
     corner = reference[np.sort(np.argsort(away, kind="stable")[:size])]
-    anywhere = reference[np.sort(np.random.default_rng(0).permutation(len(reference))[:size])]
-    drifted = _judged(ctx, f"{name}/corner", dataset, champion, table, corner, config.alarm_windows)
-    quiet = _judged(ctx, f"{name}/anywhere", dataset, champion, table, anywhere, 1)
+    times = config.alarm_windows  # as often as an alarm takes: thresholds that are far too low would make one of either
+    draws = [np.random.default_rng(number).permutation(len(reference))[:size] for number in range(times)]
+    anywhere = [reference[np.sort(draw)] for draw in draws]
+    drifted = _judged(ctx, f"{name}/corner", dataset, champion, table, [corner] * times)
+    quiet = _judged(ctx, f"{name}/anywhere", dataset, champion, table, anywhere)
     return [
         Drill(f"{config.alarm_windows} windows from one corner of the known world", "alarm", drifted, drifted.startswith("alarm")),
-        Drill("a window like the reference", "no alarm", quiet, quiet.startswith("no alarm")),
+        Drill("windows like the reference", "no alarm", quiet, quiet.startswith("no alarm")),
     ]  # fmt: skip
 
 
 def _judged(
-    ctx: StepContext,
-    name: str,
-    dataset: DatasetRef,
-    champion: Champion,
-    table: SampleTable,
-    rows: np.ndarray,
-    times: int,
+    ctx: StepContext, name: str, dataset: DatasetRef, champion: Champion, table: SampleTable, arriving: list[np.ndarray]
 ) -> str:
-    """What the monitor says when the samples at ``rows`` arrive as so many windows, one after the other."""
-    manifest = table.manifest.copy()
-    versions_of = manifest["first_version"].to_numpy().copy()
-    versions_of[rows] = champion.version + 1
-    manifest["first_version"] = versions_of
+    """What the monitor says in the end when the samples at these rows arrive as windows, one after the other."""
     records = Records(ctx.store, name)
-    planted = SampleTable(manifest, list(table.classes), table.label_type)
-    watch = Watch(ctx, dataset, champion, planted, records)
-    for number in range(champion.version + 1, champion.version + 1 + times):
+    for number, rows in enumerate(arriving, start=champion.version + 1):
+        manifest = table.manifest.copy()
+        first_version = manifest["first_version"].to_numpy().copy()
+        first_version[rows] = champion.version + 1  # what arrives is no part of the reference
+        manifest["first_version"] = first_version
+        planted = SampleTable(manifest, list(table.classes), table.label_type)
         window = Window(f"v{number}", number, rows)
+        watch = Watch(ctx, dataset, champion, planted, records)
         record = records.add(champion.model.version, window, watch.judge(window, last=False))
     report = record.report
     score = "not judged" if record.score is None else f"score {record.score:.2f}"

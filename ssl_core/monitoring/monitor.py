@@ -71,9 +71,14 @@ def run(ctx: StepContext) -> StepOutput:
     for one in windows:
         if one.number not in known:
             records.add(champion.model.version, one, watch.judge(one, last=one is windows[-1]))
-    now = next(one for one in records.of(champion.model.version) if one.number == windows[-1].number)
+    there = records.of(champion.model.version)
+    now = next(one for one in there if one.number == windows[-1].number)
     # Another try of the run that found it must not lose the alarm; another run must not raise it again.
-    return _publish(ctx, now.report, is_new=now.run_id == ctx.run.run_id)
+    made = _publish(ctx, now.report, is_new=now.run_id == ctx.run.run_id)
+    # Of several windows that were judged in this run, an earlier one may be what somebody has to be told of.
+    alerts = [_alert(one.report) for one in there if one.run_id == ctx.run.run_id]
+    made.alert = made.alert or next(filter(None, reversed(alerts)), "")
+    return made
 
 
 def find_champion(ctx: StepContext, dataset: DatasetRef) -> Champion | None:

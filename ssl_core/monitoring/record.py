@@ -28,8 +28,9 @@ class WindowRecord(Record):
     )
     number: int = Field(description="Of the dataset version")
     score: float | None = Field(description="More than 1 exceeds; None: not judged")
-    unusable: int = Field(
-        default=0, description="Files that the source held and nobody could use, in all, at this version"
+    unusable: int | None = Field(
+        default=None,
+        description="Files that the source held and nobody could use, in all, at this version; None: not known",
     )
     report: DriftReport
 

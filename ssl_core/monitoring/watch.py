@@ -83,7 +83,11 @@ class Watch:
             name=window.name, rows=len(rows), labelled=int(rows["label"].notna().sum()), sources=feed.source_counts(rows)
         ), "").model_copy(update={"reference": doc.Reference(rows=len(self._reference.rows), what=self._reference.what)})  # fmt: skip
         score: float | None = None
-        if len(rows) < config.min_samples:
+        if not len(self._reference.rows):
+            gone = [f"nothing is left of the data up to v{self._champion.version}, which the champion knows"]
+            finding = triage(Evidence(samples=len(rows), exceeded=None, schema=gone), config)
+            report = report.model_copy(update={"finding": finding})
+        elif len(rows) < config.min_samples:
             finding = triage(Evidence(samples=len(rows), exceeded=None, quarantined=share), config)
             report = report.model_copy(update={"finding": finding})
         elif unknown := self._seen.unknown_classes():
@@ -288,15 +292,17 @@ class Watch:
         )
         return _performance(self._seen.quality(asked, scores), before, self._table.label_type)
 
-    def _unusable(self, window: Window, past: list[WindowRecord]) -> tuple[int, float]:
+    def _unusable(self, window: Window, past: list[WindowRecord]) -> tuple[int | None, float]:
         """Files that the source held and nobody could use, in all; and those that came with this window, as a share of its files.
 
         Only of the newest version is it known: the count is the whole source's.
         """
         latest = version_number(self._dataset.tag or "") == window.number
-        total = self._quarantined(self._dataset) if latest else 0
-        if not latest or total == 0:
-            return total, 0.0
+        if not latest:
+            return None, 0.0
+        total = self._quarantined(self._dataset)
+        if total == 0:
+            return 0, 0.0
         if window.number == self._champion.version + 1:
             then = self._champion.entry.tags.get("ssl.dataset_md5", "")
             try:
@@ -304,7 +310,8 @@ class Watch:
             except StepError:  # the champion's dataset was removed since: then it is not known
                 before = total
         else:
-            before = next((one.unusable for one in past if one.number == window.number - 1 and one.unusable), total)
+            known = next((one.unusable for one in past if one.number == window.number - 1), None)
+            before = total if known is None else known
         more = max(0, total - before)
         return total, more / (more + len(window.rows)) if more else 0.0
 

@@ -168,7 +168,8 @@ def slower(task: TaskConfig, config: ContinualConfig) -> TaskConfig:
 def mix(bench: Bench, course: Course, trained: Any, interpolating: bool) -> Mixture:
     """Chooses on split val between the champion and ``trained``; of equally good ones the closest to the champion."""
     champion = course.start.model
-    if interpolating and len(course.val_old) + len(course.val_new) == 0:
+    # By old labels alone, the champion would always be the best: they say nothing of what is new.
+    if interpolating and len(course.val_new) == 0:
         return Mixture(interpolate(champion, trained, UNCHOSEN_ALPHA), UNCHOSEN_ALPHA, None, [])
     alphas = ALPHAS if interpolating else ALPHAS[-1:]
     curve = [_measure(bench, course, interpolate(champion, trained, alpha), alpha) for alpha in alphas]

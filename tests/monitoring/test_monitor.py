@@ -193,6 +193,32 @@ def test_a_window_of_which_many_files_could_not_be_used_is_a_broken_feed(world: 
     assert report.finding.kind == "quiet", "of these, only two came with the window"
 
 
+def test_broken_files_after_a_clean_history_are_seen(world: World) -> None:
+    world.arrive(100)
+    assert world.watch()[0].finding.kind == "quiet"
+    world.arrive(100)
+    report, _ = world.watch(dataset=world.publish(quarantined=50))
+    assert report.finding.kind == "data-bug"
+    assert "36% of the window's files" in report.finding.reasons[0]
+
+
+def test_a_broken_window_in_a_backlog_is_told_though_the_last_one_is_quiet(world: World) -> None:
+    world.arrive(100, contrast=np.float32(0))
+    world.arrive(100)
+    report, made = world.watch()
+    assert (report.window.name, report.finding.kind) == ("v3", "quiet")
+    assert made.alert.startswith("data-bug: v2")
+
+
+def test_a_source_that_was_replaced_leaves_nothing_to_compare_with(world: World) -> None:
+    world.arrive(100)
+    world.frames[0] = world.frames[0].iloc[:0]
+    world.pictures[0] = world.pictures[0][:0]
+    report, made = world.watch(dataset=world.publish())
+    assert (report.finding.kind, report.alarm, made.news) == ("data-bug", False, False)
+    assert "nothing is left of the data up to v1" in report.finding.reasons[0]
+
+
 def test_files_of_the_champion_that_are_gone_are_told_with_what_to_do(world: World) -> None:
     world.arrive(100)
     shutil.rmtree(world.store.path("tiny/model/k"))

@@ -152,6 +152,13 @@ def test_without_labels_on_val_the_middle_is_taken(going: Going) -> None:
     assert document["seeds"][0]["val_quality"] is None
 
 
+def test_old_labels_on_val_alone_do_not_hold_it_at_the_champion(going: Going) -> None:
+    _, document = going.on(
+        images=two_windows(hide=lambda rows: (rows["split"] == "val") & (rows["first_version"] == 2))
+    )
+    assert (document["going_on"]["alpha"], document["going_on"]["curve"]) == (0.5, [])
+
+
 def test_old_and_new_windows_count_alike(going: Going) -> None:
     # One labelled sample of val in the new window, twelve in the old one.
     images = two_windows(hide=lambda rows: (rows["split"] == "val") & (rows["first_version"] == 2) & (rows.index > 88))
