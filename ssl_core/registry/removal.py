@@ -25,10 +25,14 @@ def remove_version(settings: Settings, store: Store, project: str, version: str,
     title = f"{name} version {version}"
     with mlflow_errors(settings):
         client = connect(settings)
-        if versions.get_version(client, name, version) is None:
+        found = versions.get_version(client, name, version)
+        if found is None:
             raise UserError(
                 "is not in the registry", place=title, next_step="look at the registered versions in MLflow"
             )
+        # MLflow reads `02` as 2: what is compared, and removed, is the number as the registry writes it.
+        version = str(found.version)
+        title = f"{name} version {version}"
         if why := _why_kept(client, Ledger(store, project), name, version, encoder):
             raise UserError(f"is kept: {why}", place=title, next_step=f"see what it is for: ssl-core history {project}")
         client.delete_model_version(name, version)

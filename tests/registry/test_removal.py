@@ -28,6 +28,8 @@ def left(world: World, name: str = "tiny") -> list[str]:
     ("version", "why"),
     [
         ("3", "the alias champion names it"),
+        ("03", "tiny version 3.*the alias champion names it"),
+        (" 3", "the alias champion names it"),
         ("2", "the alias previous names it"),
         ("1", "one that can be gone back to"),
         ("9", "is not in the registry"),
