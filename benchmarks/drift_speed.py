@@ -29,7 +29,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from label_budgets import processor
+from machine import processor
 
 from ssl_core.config.project import ImageProject, project_class
 from ssl_core.config.settings import Settings

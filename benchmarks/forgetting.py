@@ -37,6 +37,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from machine import processor
 
 from ssl_core.config.load import load_project
 from ssl_core.config.project import ImageProject, ProjectConfig
@@ -324,15 +325,6 @@ def plot(document: dict[str, Any], path: Path) -> None:
     axes[0][0].legend(fontsize=8, loc="center left")
     figure.tight_layout()
     figure.savefig(path, dpi=120)
-
-
-def processor() -> str:
-    """The CPU's name."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-        return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
-    except (OSError, StopIteration):
-        return platform.processor()
 
 
 if __name__ == "__main__":

@@ -33,6 +33,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from machine import processor
 
 from ssl_core.config.promotion import PromotionConfig
 from ssl_core.contracts import Verdict
@@ -236,15 +237,6 @@ def plot(document: dict[str, Any], path: Path) -> None:
     figure.suptitle(f"What the gate does with {document['draws']} planted challengers of each kind ({SHOWN:.0%} disagreement)", fontsize=10)  # fmt: skip
     figure.savefig(path, dpi=130)
     plt.close(figure)
-
-
-def processor() -> str:
-    """The CPU's name."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-        return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
-    except (OSError, StopIteration):
-        return platform.processor()
 
 
 def show(document: dict[str, Any]) -> None:

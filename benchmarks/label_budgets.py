@@ -26,6 +26,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from machine import processor
 
 from ssl_core.config.load import load_project
 from ssl_core.config.project import ProjectConfig
@@ -176,15 +177,6 @@ def mean_over_seeds(by_seed: list[list[Answers]]) -> list[Answers]:
         )
         for same in zip(*by_seed, strict=True)
     ]
-
-
-def processor() -> str:
-    """The CPU's name."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-        return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
-    except (OSError, StopIteration):
-        return platform.processor()
 
 
 def show(document: dict[str, Any]) -> None:

@@ -35,7 +35,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from mlm_learning import NETWORKS, ROOT, Lab, bits, processor, table
+from machine import processor
+from mlm_learning import NETWORKS, ROOT, Lab, bits, table
 from threadpoolctl import threadpool_limits
 
 from ssl_core.config.settings import Settings, usable_cpus

@@ -36,6 +36,7 @@ from typing import Any, get_args
 
 import numpy as np
 import torch
+from machine import processor
 from scipy import stats
 from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.linear_model import LogisticRegression
@@ -385,15 +386,6 @@ def differences(by_seed: list[dict[str, dict[str, float]]]) -> dict[str, dict[st
         for method in STRATEGIES
         if method != "entity"
     }
-
-
-def processor() -> str:
-    """The CPU's name."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-        return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
-    except (OSError, StopIteration):
-        return platform.processor()
 
 
 def show(document: dict[str, Any]) -> None:

@@ -41,6 +41,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from machine import processor
 from threadpoolctl import threadpool_limits
 
 from ssl_core.config.project import TextProject
@@ -430,15 +431,6 @@ def _row(share: str, tables: dict[str, np.ndarray], labels: int) -> dict[str, An
 
 def table(text: str) -> np.ndarray:
     return np.frombuffer(text.encode(), dtype=np.uint8) == ord("1")
-
-
-def processor() -> str:
-    """The CPU's name."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-        return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
-    except (OSError, StopIteration):
-        return platform.processor()
 
 
 def show(document: dict[str, Any]) -> None:

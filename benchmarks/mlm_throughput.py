@@ -39,6 +39,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from machine import processor
 from scipy import stats
 
 from ssl_core.config.objectives import MaskingConfig
@@ -510,7 +511,7 @@ def main() -> None:
             )
     document = {
         "command": shlex.join(["python", *sys.argv]),
-        "machine": {"processor": processor(device), "cpus": os.cpu_count(), "system": platform.platform(), "load_before": round(load, 2)},
+        "machine": {"processor": torch.cuda.get_device_name() if device == "cuda" else processor(), "cpus": os.cpu_count(), "system": platform.platform(), "load_before": round(load, 2)},
         "versions": {name: version(name) for name in ("ssl-core", "torch", "transformers", "accelerate", "numpy")} | {"python": platform.python_version(), "code": source_digest()},
         "device": device, "precision": precision, "threads": arguments.threads, "seeds": arguments.seeds, "data": data,
         "recipe": {"masking_rate": RATE, "max_length": MAX_LENGTH, "optimizer": "AdamW, fused", "learning_rate": LEARNING_RATE, "weight_decay": DECAY, "dropout": 0.0},
@@ -535,17 +536,6 @@ def show(result: dict[str, Any]) -> None:
         (mine, size), (other, other_size) = row["ours"], row["recipe"]
         print(f"  {mine} at {size:,} / {other} at {other_size:,}: {row['median']} (lowest turn {row['lowest_turn']})")
     print(f"  lowest ratios {result['lowest_ratio']}, goals {result['goals']}", flush=True)
-
-
-def processor(device: str) -> str:
-    """The GPU's name, or the CPU's."""
-    if device == "cuda":
-        return torch.cuda.get_device_name()
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-        return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
-    except (OSError, StopIteration):
-        return platform.processor()
 
 
 if __name__ == "__main__":

@@ -40,6 +40,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from machine import processor
+
 from ssl_core.config.project import TextProject
 from ssl_core.config.settings import Settings
 from ssl_core.contracts import ArtifactRef, DatasetRef, RunContext
@@ -390,7 +392,7 @@ def main() -> None:
     document = {
         "what": "texts of a dataset version to the memory-mapped store of tokens, and from there to the first step of pretraining",
         "command": shlex.join(["python", *sys.argv]),
-        "machine": {"processor": _processor(), "cpus": len(os.sched_getaffinity(0)), "system": platform.platform(), "load_before": round(load, 2)},
+        "machine": {"processor": processor(), "cpus": len(os.sched_getaffinity(0)), "system": platform.platform(), "load_before": round(load, 2)},
         "versions": {name: version(name) for name in ("ssl-core", "torch", "transformers", "tokenizers", "pyarrow", "numpy")} | {"python": platform.python_version(), "code": source_digest()},
         "seed": SEED, "speed": speed, "sizes": rows, "reached": reached, "goals": GOALS,
         "passed": {
@@ -404,14 +406,6 @@ def main() -> None:
     if not arguments.quick:
         arguments.out.parent.mkdir(parents=True, exist_ok=True)
         arguments.out.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
-
-
-def _processor() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-        return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
-    except (OSError, StopIteration):
-        return platform.processor()
 
 
 if __name__ == "__main__":

@@ -30,6 +30,7 @@ from typing import Any
 import numpy as np
 import torch
 import yaml
+from machine import processor
 from PIL import Image, ImageEnhance, ImageFilter
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
@@ -261,14 +262,6 @@ def compare(case: Case, repeats: int, seconds: float) -> dict[str, Any]:
     }
 
 
-def cpu_name() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-        return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
-    except (OSError, StopIteration):
-        return platform.processor()
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--repeats", type=int, default=5, help="turns of each contender")
@@ -293,7 +286,7 @@ def main() -> None:
         results.append(result)
     document = {
         "command": " ".join(["python", *sys.argv]),
-        "machine": {"cpu": cpu_name(), "cores": len(os.sched_getaffinity(0)), "system": platform.system(), "load_before": round(load, 2)},
+        "machine": {"cpu": processor(), "cores": len(os.sched_getaffinity(0)), "system": platform.system(), "load_before": round(load, 2)},
         "versions": {"python": platform.python_version(), "torch": torch.__version__, "pillow": Image.__version__, "numpy": np.__version__},
         "seed": SEED, "threads": arguments.threads, "workers": WORKERS, "repeats": arguments.repeats, "precision": "float32",
         "results": results,
