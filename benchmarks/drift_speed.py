@@ -135,7 +135,7 @@ def prepare(home: Path, samples: int, seed: int) -> None:
     seen = Seen(ctx, dataset, champion, table)
     seen.__dict__["_bench"] = Imagined(generator)  # nothing is decoded
     seen.__dict__["_model"] = None
-    for rows, number in ((reference_of(table.manifest, 1).rows, 2), (new_windows(table.manifest, 1, 2)[0].rows, 2)):
+    for rows, number in ((reference_of(table.manifest, 1).rows, 0), (new_windows(table.manifest, 1, 2)[0].rows, 2)):
         seen.embeddings(rows)
         seen.scores(rows[subsample(len(rows), watch.ANSWERED, number)])
         known = rows[table.manifest["label"].notna().to_numpy()[rows]]

@@ -72,6 +72,9 @@ _PRETRAIN = (
     "-pretrain.checkpoint_seconds",
 )
 
+# Where and how a network is run: what the steps read that train or ask one.
+_RUNTIME = ("pretrain.precision", "pretrain.device", "pretrain.threads")
+
 WALK = ("", "ingest", "pretrain", "finetune")
 """The templates that follow each other from raw data to a champion; the others stand for themselves."""
 
@@ -158,7 +161,7 @@ STEPS: tuple[Step, ...] = (
         inputs=("dataset", "registered_encoder"),
         optional=("champion",),
         outputs=("model",),
-        config=("name", "modality", "task", "continual", "pretrain.precision", "pretrain.device", "pretrain.threads"),
+        config=("name", "modality", "task", "continual", *_RUNTIME),
         needs_labels=True,
         pool="gpu",
         resumable=True,
@@ -175,9 +178,7 @@ STEPS: tuple[Step, ...] = (
             "modality",
             "task",
             "evaluate",
-            "pretrain.precision",
-            "pretrain.device",
-            "pretrain.threads",
+            *_RUNTIME,
             "pretrain.seed",
         ),
         needs_labels=True,
@@ -207,9 +208,7 @@ STEPS: tuple[Step, ...] = (
             "task",
             "evaluate",
             "promotion",
-            "pretrain.precision",
-            "pretrain.device",
-            "pretrain.threads",
+            *_RUNTIME,
         ),
         cached=False,
         needs_labels=True,
@@ -232,7 +231,7 @@ STEPS: tuple[Step, ...] = (
         "Compares what arrived since the champion's data with what the champion knows; says what it is, and wakes a retraining only where one helps.",
         inputs=("dataset",),
         outputs=("drift",),
-        config=("name", "modality", "monitor", "task", "pretrain.precision", "pretrain.device", "pretrain.threads"),
+        config=("name", "modality", "monitor", "task", *_RUNTIME),
         cached=False,
     ),
     Step(
@@ -258,9 +257,7 @@ STEPS: tuple[Step, ...] = (
             "evaluate",
             "promotion",
             "monitor",
-            "pretrain.precision",
-            "pretrain.device",
-            "pretrain.threads",
+            *_RUNTIME,
         ),
         cached=False,
         needs_labels=True,

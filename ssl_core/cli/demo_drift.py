@@ -69,7 +69,7 @@ def demo_drift() -> None:
     )
     if not _is_over(settings):
         raise CheckFailed(
-            f"{live_digits.NAME} has no new champion: the gate did not promote it",
+            f"{live_digits.NAME} has no champion that learned from a shifted window: the alarm came early, or the gate did not promote",
             place=runs[-1].url if runs else "",
             next_step="read the gate's report; a person may decide: ssl-core promote",
         )
@@ -94,8 +94,23 @@ def _play(settings: Settings, follower: Follower, notes: Console) -> list[Run]:
         if judged.tasks["monitor"].state == "success":  # it had news: the asset of drift was emitted
             _say(notes, "the alarm wakes a fine-tuning that goes on from the champion")
             return [*runs, follower.one("finetune", after=judged)]
-    # Of a story that was interrupted after its alarm, the fine-tuning may be what is left.
+    if not _alarmed(settings):
+        raise CheckFailed(
+            "no alarm was raised, though the last windows are shifted",
+            place=f"{live_digits.NAME}.monitor",
+            next_step="look at the drift reports of its runs",
+        )
+    # The story was interrupted after its alarm: the fine-tuning is what is left.
     return [*runs, follower.one("finetune")]
+
+
+def _alarmed(settings: Settings) -> bool:
+    """Whether the monitor has called for a fine-tuning."""
+    from ssl_core.monitoring.record import Records
+    from ssl_core.store import Store
+
+    records = Records(Store(settings.store_url, settings.cache), live_digits.NAME).all()
+    return any(one.report.retrain for mine in records.values() for one in mine)
 
 
 def _data(settings: Settings) -> Path:
@@ -105,23 +120,25 @@ def _data(settings: Settings) -> Path:
 def _versions(settings: Settings) -> int:
     """How many dataset versions there are."""
     from ssl_core.data.repository import DataRepository
+    from ssl_core.data.windows import version_number
 
     try:
         tag = DataRepository(settings).resolve(live_digits.NAME, "latest").tag or ""
     except UserError:
         return 0
-    return int(tag.rpartition("@v")[2] or 0)
+    return version_number(tag) or 0
 
 
 def _is_over(settings: Settings) -> bool:
     """Whether the champion has learned from a window with a shift."""
+    from ssl_core.data.windows import version_number
     from ssl_core.registry import versions
     from ssl_core.registry.client import connect, mlflow_errors
 
     with mlflow_errors(settings):
         champion = versions.by_alias(connect(settings), live_digits.NAME, versions.CHAMPION)
     learned = champion.tags.get("ssl.dataset", "") if champion is not None else ""
-    return int(learned.rpartition("@v")[2] or 0) > 1 + live_digits.WINDOWS.index("shifted")
+    return (version_number(learned) or 0) > 1 + live_digits.WINDOWS.index("shifted")
 
 
 def _table(settings: Settings, path: Path) -> Table:

@@ -86,7 +86,6 @@ def gather(
     nearness: Novelty | None = None,
     shift: Mix | None = None,
     quarantined: float = 0.0,
-    failed_checks: Sequence[str] = (),
     seed: int = 0,
 ) -> Evidence:
     """All that ``triage.triage`` asks. What was found already is passed on; the rest is computed here.
@@ -101,7 +100,6 @@ def gather(
         auc=None if embedding is None else embedding.auc,
         mmd_ratio=None if embedding is None or embedding.mmd_threshold <= 0 else embedding.mmd / embedding.mmd_threshold,
         schema=feed.schema_differences(reference.manifest, window.manifest),
-        failed_checks=[printable(title) for title in failed_checks],
         quarantined=quarantined,
         broken=feed.broken_columns(reference.manifest, window.manifest),
         drifted=[printable(one.name, 60) for one in columns if one.drifted and one.name != "label"],

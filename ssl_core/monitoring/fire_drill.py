@@ -20,7 +20,7 @@ import numpy as np
 
 from ssl_core.contracts import ArtifactRef, DatasetRef, GateReport, ModelRef, StepResult, StepStatus, Verdict
 from ssl_core.data.table import SampleTable
-from ssl_core.data.windows import Window, reference_of
+from ssl_core.data.windows import Window, reference_of, version_number
 from ssl_core.errors import CheckFailed
 from ssl_core.evaluation.predictions import Predictions, make_predictions, write_predictions
 from ssl_core.monitoring.monitor import find_champion, read_table
@@ -120,7 +120,7 @@ class _Planted:
             self._drill("a copy of the champion", "rejected", same, good),
             self._drill("a better challenger", "not rejected", other, good),
         ]
-        number = int((dataset.tag or "@v0").rpartition("@v")[2] or 0)
+        number = version_number(dataset.tag or "") or 0
         self._client.set_model_version_tag(self._name, "1", "ssl.dataset", f"{dataset.name}@v{number + 1}")
         drills.append(self._drill("a stale challenger", "rejected", other, good))
         return drills

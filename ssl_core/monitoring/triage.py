@@ -102,8 +102,6 @@ class Evidence:
     """MMD as a share of its threshold."""
     schema: Sequence[str] = ()
     """How the window's columns differ from the reference's, in words."""
-    failed_checks: Sequence[str] = ()
-    """Critical checks of the validation that did not pass, by title."""
     quarantined: float = 0.0
     """Share of the window's files that could not be used."""
     broken: Sequence[str] = ()
@@ -157,7 +155,6 @@ def triage(evidence: Evidence, config: MonitorConfig) -> Finding:
 def _broken_feed(evidence: Evidence, _: MonitorConfig) -> Judgement | None:
     """Faults that few samples show as well as many."""
     reasons = [f"schema: {difference}" for difference in evidence.schema]
-    reasons += [f"validation: {title}" for title in evidence.failed_checks]
     if evidence.quarantined >= MOST_QUARANTINED:
         reasons.append(f"{evidence.quarantined:.0%} of the window's files could not be used")
     return ("data-bug", reasons) if reasons else None

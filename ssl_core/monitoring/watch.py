@@ -122,7 +122,8 @@ class Watch:
         with one_thread():
             tests = self._test(reference, new, window)
         columns = self._columns(window)
-        before, now = (self._ask(rows, seed) for rows in (self._reference.rows, window.rows))
+        # Of the reference always the same samples: they are asked once, whatever the number of windows.
+        before, now = self._ask(self._reference.rows, 0), self._ask(window.rows, seed)
         one_class = self._table.label_type == "class" and bool(self._table.classes)
         sides = (
             self._side(self._reference.rows, reference, before, one_class),

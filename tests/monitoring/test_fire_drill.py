@@ -2,45 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
 
-from ssl_core.config.project import ProjectConfig
-from ssl_core.config.settings import Settings
 from ssl_core.contracts import Verdict
 from ssl_core.errors import CheckFailed
-from ssl_core.monitoring import fire_drill, watch
+from ssl_core.monitoring import fire_drill
 from ssl_core.monitoring.calibrate import Thresholds
 from ssl_core.registry import checks, gate
 from ssl_core.registry.client import connect
 from ssl_core.registry.judge import Decision
 from ssl_core.registry.ledger import Ledger
 from tests.monitoring.world import World
-from tests.registry.conftest import empty_database, settings
-
-__all__ = ["empty_database", "settings"]
-
-
-@pytest.fixture
-def bare(
-    settings: Settings, make_project: Callable[..., ProjectConfig], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> World:
-    monkeypatch.setattr(watch, "RESAMPLES", 120)
-    project = make_project(
-        data={"source": "sample://digits", "image_size": 8},
-        pretrain={"threads": 1, "device": "cpu", "precision": "float32"},
-    )
-    return World(settings, project, tmp_path)
-
-
-@pytest.fixture
-def world(bare: World) -> World:
-    bare.crown()
-    return bare
 
 
 def test_whole_guards_catch_everything_and_nothing_stays_behind(world: World) -> None:

@@ -27,28 +27,6 @@ from ssl_core.training.image_bench import ImageBench
 from tests import texts
 from tests.data.remotes import stored_version
 from tests.monitoring.world import World, enlist, places_of, step_context, turned
-from tests.registry.conftest import empty_database, settings
-
-__all__ = ["empty_database", "settings"]
-
-
-@pytest.fixture
-def bare(
-    settings: Settings, make_project: Callable[..., ProjectConfig], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> World:
-    """A dataset, and no champion."""
-    monkeypatch.setattr(watch, "RESAMPLES", 120)
-    project = make_project(
-        data={"source": "sample://digits", "image_size": 8},
-        pretrain={"threads": 1, "device": "cpu", "precision": "float32"},
-    )
-    return World(settings, project, tmp_path)
-
-
-@pytest.fixture
-def world(bare: World) -> World:
-    bare.crown()
-    return bare
 
 
 def test_a_world_that_moves_is_an_alarm_at_the_second_window_and_wakes_a_retraining_once(world: World) -> None:

@@ -228,12 +228,12 @@ def test_labels_that_no_longer_fit_are_a_data_bug_though_the_samples_look_as_eve
 
 def test_a_broken_feed_is_told_however_few_samples_there_are() -> None:
     evidence = Evidence(
-        samples=3, exceeded=None, schema=["the column width is missing"], failed_checks=["at least 100 rows"], quarantined=0.25
+        samples=3, exceeded=None, schema=["the column width is missing"], quarantined=0.25
     )  # fmt: skip
     finding = triage(evidence, CONFIG)
     assert finding.kind == "data-bug"
     assert finding.reasons == [
-        "schema: the column width is missing", "validation: at least 100 rows", "25% of the window's files could not be used",
+        "schema: the column width is missing", "25% of the window's files could not be used",
     ]  # fmt: skip
 
 
@@ -468,6 +468,6 @@ def test_hostile_names_stay_short_and_visible() -> None:
     (count,) = feed.source_counts(manifest)
     assert len(count.name) <= 80
     assert "\u202e" not in count.name
-    finding = triage(Evidence(samples=100, exceeded=False, failed_checks=["y\x00" * 3000] * 40), CONFIG)
+    finding = triage(Evidence(samples=100, exceeded=False, schema=["y\x00" * 3000] * 40), CONFIG)
     assert len(finding.reasons) == 12
     assert max(map(len, finding.reasons)) <= 400
